@@ -1,0 +1,1 @@
+"""How changes flow: source, change log, landing. No dagster; imports catalog and lake only."""
