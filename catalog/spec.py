@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 __all__ = [
     "BASELINES",
     "METRICS",
+    "Bar",
     "Baseline",
     "Column",
     "Cutoffs",
@@ -105,7 +106,7 @@ class Source(_Strict):
 
 
 class Label(_Strict):
-    """The outcome in (cut-off, cut-off + horizon]: whether no purchase happens, or the sum of a column."""
+    """The outcome in [cut-off, cut-off + horizon): whether no purchase happens, or the sum of a column."""
 
     kind: Literal["no_event", "sum"]
     table: TableKey
@@ -127,21 +128,37 @@ class Cutoffs(_Strict):
 
 
 class Slice(_Strict):
-    """Rows of the hold-out on which the model must hold by itself; `where` is an SQL condition over the features."""
+    """Rows of the hold-out on which the model must hold by itself; `where` is an SQL condition over the features.
+
+    `metric` is the gate's own when not given. A slice with fewer than `min_rows` rows is reported, not judged.
+    """
 
     name: Name
     where: str
+    metric: Metric | None = None
     minimum: float | None = None
     maximum: float | None = None
     min_rows: int = Field(default=100, ge=1)
 
 
-class ModelGate(_Strict):
-    """The bar a candidate must pass on the hold-out: an absolute one, every baseline, the champion, every slice."""
+class Bar(_Strict):
+    """An absolute bound on one metric of the hold-out."""
 
     metric: Metric
     minimum: float | None = None
     maximum: float | None = None
+
+
+class ModelGate(_Strict):
+    """The bar a candidate must pass on the hold-out: an absolute one, every baseline, the champion, every slice.
+
+    `bars` bound further metrics: a scale-free one suits a model whose own metric is in pounds.
+    """
+
+    metric: Metric
+    minimum: float | None = None
+    maximum: float | None = None
+    bars: tuple[Bar, ...] = ()
     min_holdout_rows: int = Field(default=50, ge=10)
     slices: tuple[Slice, ...] = ()
 
@@ -200,6 +217,12 @@ class Model(_Strict):
                 f"found gate metric {self.gate.metric!r}, allowed for task {self.task} is one of "
                 + ", ".join(METRICS[self.task])
             )
+        for used in (*(b.metric for b in self.gate.bars), *(s.metric for s in self.gate.slices if s.metric)):
+            if used not in METRICS[self.task]:
+                raise ValueError(
+                    f"found metric {used!r} in the gate's bars or slices, allowed for task {self.task} is one of "
+                    + ", ".join(METRICS[self.task])
+                )
         for baseline in self.baselines:
             if baseline not in BASELINES[self.task]:
                 raise ValueError(
