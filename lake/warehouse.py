@@ -160,7 +160,8 @@ def dbt_args(
     """
     arguments = [command, "--target-path", str(home / "dbt"), "--log-path", str(home / "dbt" / "logs")]
     if select:
-        arguments += ["--select", *select, "--indirect-selection", "buildable"]
+        # One argument: dagster-dbt takes only the one that follows --select.
+        arguments += ["--select", " ".join(select), "--indirect-selection", "buildable"]
     if variables:
         arguments += ["--vars", json.dumps(variables, sort_keys=True, default=str)]
     return arguments

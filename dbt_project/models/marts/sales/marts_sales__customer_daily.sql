@@ -3,7 +3,7 @@ with bought as (
     purchase.customer_id,
     cast(purchase.invoiced_at as date) as day,
     count(distinct purchase.invoice_no) as invoices,
-    count(*) as lines,
+    count(purchase.line_no) as lines,
     cast(sum(purchase.quantity) as bigint) as quantity,
     round(sum(purchase.amount_gbp), 6) as amount_gbp
   from {{ ref('marts_sales__purchase_lines') }} as purchase

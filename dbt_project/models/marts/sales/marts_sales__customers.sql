@@ -4,7 +4,7 @@ with purchases as (
     min(purchase.invoiced_at) as first_purchase_at,
     max(purchase.invoiced_at) as last_purchase_at,
     count(distinct purchase.invoice_no) as purchase_invoices,
-    count(*) as purchase_lines,
+    count(purchase.line_no) as purchase_lines,
     round(sum(purchase.amount_gbp), 6) as purchase_amount_gbp
   from {{ ref('marts_sales__purchase_lines') }} as purchase
   group by purchase.customer_id

@@ -1,7 +1,7 @@
 with line_totals as (
   select
     line.invoice_no,
-    count(*) as lines,
+    count(line.line_no) as lines,
     cast(sum(line.quantity) as bigint) as quantity,
     round(sum({{ amount_gbp('line') }}), 6) as amount_gbp
   from {{ ref('staging_shop__order_lines') }} as line
