@@ -1,8 +1,8 @@
 """Where a model stands, derived from the kept judgements of `monitoring/<model>/drift`; computes no drift.
 
 A window is judged by the champion of its time; a later version's judgement of the same window is kept beside it but
-does not rewrite it. An episode is a continuous run of windows at which the breach was sustained: it keeps one cause id from
-its beginning to its end, through restarts, retraining and new champions. Light enough for a sensor.
+does not rewrite it. An episode is a continuous run of windows at which the breach was sustained: it keeps one cause id
+from its beginning to its end, through restarts, retraining and new champions. Light enough for a sensor.
 """
 
 from __future__ import annotations
