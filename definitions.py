@@ -1,0 +1,54 @@
+"""Headwater's code location: composes, decides nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from assets.checks import gate_checks
+from assets.dbt_manifest import ensure_manifest
+from assets.deployments import deployment_assets
+from assets.features import online_features
+from assets.models import model_assets
+from assets.monitoring import monitoring_assets
+from assets.predictions import prediction_assets
+from assets.raw import raw_assets, stream_assets
+from assets.tables import dbt_tables
+from catalog.load import Catalog, load_catalog
+from catalog.settings import Settings, load_settings
+from resources.platform import Platform
+from resources.progress import progress_logger
+from sensors.changes import build_change_sensor
+from sensors.drift import build_drift_sensor
+
+__all__ = ["build_defs", "defs"]
+
+
+def build_defs(
+    settings: Settings, catalog: Catalog | None = None, *, resources: Mapping[str, Any] | None = None
+) -> dg.Definitions:
+    """The whole asset graph for these settings; `resources` replaces what the assets are given (tests)."""
+    catalog = catalog or load_catalog(settings.catalog)
+    return dg.Definitions(
+        assets=[
+            stream_assets(catalog),
+            *raw_assets(catalog),
+            *dbt_tables(ensure_manifest()),
+            online_features(catalog),
+            *(asset for model in catalog.models for asset in model_assets(model)),
+            *(asset for model in catalog.models for asset in deployment_assets(model)),
+            *(asset for model in catalog.models for asset in prediction_assets(model)),
+            *(asset for model in catalog.models for asset in monitoring_assets(model)),
+        ],
+        asset_checks=gate_checks(catalog),
+        sensors=[build_change_sensor(catalog, settings), build_drift_sensor(catalog, settings)],
+        resources=resources or {"platform": Platform(settings, catalog)},
+        loggers={"console": dg.colored_console_logger, "progress": progress_logger},
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_defs(load_settings(os.environ))

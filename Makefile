@@ -1,0 +1,50 @@
+# The front door. Every target first makes sure of .venv (locked in requirements.lock; a minute at most).
+SHELL := /bin/sh
+BIN := .venv/bin
+
+.PHONY: run dev serve test lint format lock bench shell check clean env
+
+env: ## create or update .venv
+	@deploy/environment.sh
+
+run: env ## materialise the whole graph (incremental) and print the summary
+	@$(BIN)/headwater run
+
+dev: env ## Dagster UI and daemon, prediction API, MLflow UI; ctrl-C stops all
+	@$(BIN)/headwater dev
+
+serve: env ## the prediction API alone
+	@$(BIN)/headwater serve
+
+check: env ## validate settings and catalog
+	@$(BIN)/headwater check
+
+lint: env ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: lint ## lint, types, unit, graph and integration tests
+	$(BIN)/pytest
+
+bench: env ## side-by-side benchmarks; each prints its raw rows
+	$(BIN)/python -m bench.load
+	$(BIN)/python -m bench.graph
+	$(BIN)/python -m bench.pit
+
+shell: env ## a shell with `headwater` on PATH
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $${SHELL:-/bin/sh} -i
+
+lock: env ## compile requirements.lock from pyproject.toml
+	uv=$$(command -v uv || echo .uv/bin/uv); $$uv pip compile pyproject.toml --extra dev \
+	  --no-emit-index-url --no-header --no-annotate -q -o requirements.lock
+
+clean: ## remove the data directory of the embedded defaults
+	rm -rf .headwater
+
+help:
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'

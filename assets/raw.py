@@ -1,0 +1,93 @@
+"""The change streams of the source tables, and the raw tables that they land in."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from assets.build import Built, Stopwatch, build, code_version
+from catalog import keys
+from catalog.load import Catalog
+from catalog.spec import Source
+from resources.platform import Platform
+
+__all__ = ["raw_assets", "stream_assets"]
+
+
+def stream_assets(catalog: Catalog) -> dg.AssetsDefinition:
+    """The change streams: a replay of the retail file (or of the simulated shop) into the change log."""
+
+    @dg.multi_asset(
+        name="replay",
+        specs=[
+            dg.AssetSpec(
+                keys.stream(s.system, s.table).path,
+                group_name=keys.stream(s.system, s.table).group,
+                description=f"Changes of the shop's table {s.table}: {s.description}",
+                owners=[s.owner],
+                kinds={"sqlite"},
+                tags={"domain": s.domain},
+                code_version=code_version("streaming"),
+            )
+            for s in catalog.sources
+        ],
+    )
+    def replay(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> Iterator[Any]:
+        from streaming.source import replay_source
+
+        watch = Stopwatch()
+        try:
+            report = replay_source(platform.settings, platform.log)
+        except ValueError as error:
+            raise dg.Failure(f"stream/shop/*: {error}", allow_retries=False) from error
+        share = {name: round(value / len(catalog.sources), 3) for name, value in watch.metadata().items()}
+        for source in catalog.sources:
+            topic = keys.cdc_topic(source.system, source.table)
+            yield dg.MaterializeResult(
+                asset_key=keys.stream(source.system, source.table).path,
+                metadata={"appended": report.appended.get(topic, 0), "now": str(report.last_event_at), **share},
+                data_version=dg.DataVersion(str(report.ends[topic])),
+            )
+
+    return replay
+
+
+def raw_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
+    """One raw table for each declared source."""
+    return [_raw_asset(source) for source in catalog.sources]
+
+
+def _raw_asset(source: Source) -> dg.AssetsDefinition:
+    key = keys.raw(source.system, source.table)
+
+    @dg.asset(
+        key=key.path,
+        group_name=key.group,
+        deps=[keys.stream(source.system, source.table).path],
+        description=f"Append-only history of changes. {source.description}",
+        owners=[source.owner],
+        kinds={"deltalake"},
+        tags={"domain": source.domain, "pii": "yes" if any(c.pii for c in source.columns) else "no"},
+        metadata={
+            "dagster/column_schema": dg.TableSchema(
+                [dg.TableColumn(c.name, c.type, description=c.description) for c in source.columns]
+            )
+        },
+        code_version=code_version("streaming"),
+    )
+    def raw(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult[Any]:
+        from streaming.landing import land
+
+        watch = Stopwatch()
+        report = land(source, platform.log, platform.lake, platform.settings.landing_batch_rows)
+        quarantine_version = platform.lake.version(keys.quarantine(source.system, source.table))
+        version = f"{report.version}.{quarantine_version if quarantine_version is not None else '-'}"
+
+        def landed() -> Built:
+            return Built(version, {"rows": platform.lake.rows(key), "delta_version": report.version})
+
+        result = build(context, platform, key, {"landed": version}, landed)
+        new = {"landed": report.landed, "quarantined": report.quarantined}
+        return result._replace(metadata={**(result.metadata or {}), **new, **watch.metadata()})
+
+    return raw
