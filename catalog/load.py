@@ -17,7 +17,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from catalog.spec import Gate, Model, Source
 
-__all__ = ["Catalog", "CatalogError", "load_catalog"]
+__all__ = ["Catalog", "CatalogError", "line_of", "load_catalog", "load_file"]
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -101,6 +101,11 @@ def load_file(file: Path, spec: type[Spec]) -> Spec:
         return spec.model_validate(_plain(tree))
     except ValidationError as error:
         raise CatalogError([_problem(file, tree, spec, e) for e in error.errors()]) from None
+
+
+def line_of(file: Path, loc: tuple[str | int, ...]) -> int:
+    """The 1-based line of the deepest part of `loc` (keys and list positions) that the YAML file has."""
+    return _line(YAML(typ="rt").load(StringIO(file.read_text(encoding="utf-8"))), loc)
 
 
 def _plain(node: Any) -> Any:
