@@ -1,4 +1,4 @@
-"""Episodes from kept judgements: one cause from begin to end, versions rewrite nothing, upstream never retrains."""
+"""Episodes from judgements: one cause for each, versions rewrite nothing, upstream never retrains."""
 
 from __future__ import annotations
 
