@@ -1,0 +1,61 @@
+"""The change event: a Debezium-compatible envelope, built and taken apart as SQL over many rows at once. Pure.
+
+An envelope is JSON without a schema part: `before` and `after` (the row's images; timestamps inside them are
+microseconds since 1970, as io.debezium.time.MicroTimestamp), `op` (c create, u update, d delete, r read by a snapshot),
+`ts_ms` (when the connector saw it) and `source` (when and where it happened). Which rows exist is for a connector to
+say, which columns a row must have for the contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["OPS", "REPLAY_CONNECTOR", "envelope_sql", "parse_sql"]
+
+OPS = ("c", "u", "d", "r")
+REPLAY_CONNECTOR = "headwater-replay"
+_VERSION = "0.1.0"
+
+
+def envelope_sql(changes: str, *, system: str, table: str, connector: str = REPLAY_CONNECTOR) -> str:
+    """SELECT of timestamp_us, key, value in order of lsn.
+
+    `changes` is a relation with lsn, tx_id (int64, position and transaction), event_at, landed_at (timestamp: when it
+    happened, when it became known), op, and the structs key, before (null unless op is u or d) and after.
+    """
+    source = (
+        f"{{'version': '{_VERSION}', 'connector': '{connector}', 'name': '{system}', 'ts_ms': epoch_ms(event_at), "
+        f"'snapshot': 'false', 'db': '{system}', 'ts_us': epoch_us(event_at), 'table': '{table}', 'txId': tx_id, "
+        "'lsn': lsn}"
+    )
+    envelope = (
+        f"{{'before': before, 'after': after, 'source': {source}, 'transaction': NULL, 'op': op, "
+        "'ts_ms': epoch_ms(landed_at), 'ts_us': epoch_us(landed_at)}"
+    )
+    return (
+        f"SELECT epoch_us(landed_at) AS timestamp_us, to_json(key)::VARCHAR AS key, "
+        f"to_json({envelope})::VARCHAR AS value FROM {changes} ORDER BY lsn"
+    )
+
+
+def parse_sql(records: str, columns: Sequence[str]) -> str:
+    """SELECT of every column of `records` (key, value, ...) and `parsed`, `op`, `row`, `ts`, `lsn`, `tx_id`.
+
+    `parsed` is null where the value is not JSON; `row` is a struct of `columns`, each the raw JSON of that column in
+    `after` (in `before` for a delete) and null where it is null or missing; `ts` is the source's time in microseconds.
+    """
+    shape = ", ".join(f'"{column}": "JSON"' for column in columns)
+    source = '"ts_us": "JSON", "ts_ms": "JSON", "lsn": "JSON", "txId": "JSON"'
+    # For its few deletes the row is read out of `before` a second time; all others cost one pass over the text.
+    return f"""
+        WITH envelopes AS (
+            SELECT *, TRY(from_json(value, '{{"before": "JSON", "after": {{{shape}}}, "op": "VARCHAR",
+                "source": {{{source}}}}}')) AS parsed
+            FROM {records})
+        SELECT *, parsed.op AS op,
+            CASE WHEN parsed.op = 'd' THEN TRY(from_json(parsed.before, '{{{shape}}}')) ELSE parsed.after END AS row,
+            coalesce(TRY_CAST(parsed.source.ts_us::VARCHAR AS BIGINT),
+                TRY_CAST(parsed.source.ts_ms::VARCHAR AS BIGINT) * 1000) AS ts,
+            TRY_CAST(parsed.source.lsn::VARCHAR AS BIGINT) AS lsn,
+            TRY_CAST(parsed.source.txId::VARCHAR AS BIGINT) AS tx_id
+        FROM envelopes"""
