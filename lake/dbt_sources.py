@@ -16,20 +16,13 @@ from ruamel.yaml import YAML
 
 from catalog.load import load_catalog
 from catalog.settings import CATALOG_DIR
-from catalog.spec import ColumnType, Source
-from lake.history import HISTORY_COLUMNS
+from catalog.spec import Source
+from lake.schema import DBT_PROJECT_DIR, HISTORY_COLUMNS, SQL_TYPES
 
 __all__ = ["SOURCES_PATH", "main", "sources_yaml"]
 
-SOURCES_PATH = CATALOG_DIR.parent / "dbt_project" / "models" / "sources.yml"
+SOURCES_PATH = DBT_PROJECT_DIR / "models" / "sources.yml"
 _HEADER = "# Written by `python -m lake.dbt_sources` from catalog/sources: change it there.\n"
-_SQL_TYPES: dict[ColumnType, str] = {
-    "string": "varchar",
-    "int64": "bigint",
-    "float64": "double",
-    "bool": "boolean",
-    "timestamp": "timestamp",
-}
 
 
 def sources_yaml(sources: Sequence[Source]) -> str:
@@ -59,7 +52,9 @@ def _table(source: Source) -> dict[str, Any]:
         "name": source.table,
         "description": source.description,
         "config": {"meta": {"dagster": {"asset_key": ["raw", source.system, source.table]}}},
-        "columns": [{"name": c.name, "data_type": _SQL_TYPES[c.type], "description": c.description} for c in columns],
+        "columns": [
+            {"name": c.name, "data_type": SQL_TYPES[c.type].lower(), "description": c.description} for c in columns
+        ],
     }
 
 

@@ -20,25 +20,19 @@ from typing import Any
 import duckdb
 
 from catalog.keys import Key
-from catalog.settings import CATALOG_DIR
 from lake.tables import Lake, LakeError, quoted
 
 __all__ = [
-    "PROJECT_DIR",
     "MissingRelationError",
     "Published",
     "WarehouseBusyError",
     "WarehouseError",
     "dbt_args",
     "dbt_environment",
-    "declared_columns",
-    "key_of_node",
     "publish",
     "refresh_sources",
     "relation",
 ]
-
-PROJECT_DIR = CATALOG_DIR.parent / "dbt_project"
 
 
 class WarehouseError(LakeError):
@@ -165,16 +159,3 @@ def dbt_args(
     if variables:
         arguments += ["--vars", json.dumps(variables, sort_keys=True, default=str)]
     return arguments
-
-
-def key_of_node(node: Mapping[str, Any]) -> Key:
-    """The asset key of a model or source node of dbt's manifest. Raises ValueError for a name that is no key."""
-    return Key.parse("/".join([*str(node["schema"]).split("_", 1), str(node.get("alias") or node["name"])]))
-
-
-def declared_columns(manifest: Mapping[str, Any], key: Key) -> dict[str, str]:
-    """Column name to SQL type as dbt_project's YAML declares them. Raises KeyError for an unknown table."""
-    for node in manifest["nodes"].values():
-        if node["resource_type"] == "model" and key_of_node(node) == key:
-            return {name: str(column["data_type"]).upper() for name, column in node["columns"].items()}
-    raise KeyError(f"dbt has no table {key.slashed}")
