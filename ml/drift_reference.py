@@ -255,7 +255,7 @@ class Reference:
 
         Windows without rows are left out. Raises NoReferenceError when fewer than MIN_REFERENCE_ROWS rows remain.
         """
-        kept = [w for w in windows if w.rows.num_rows]
+        kept = sorted((w for w in windows if w.rows.num_rows), key=lambda w: w.end)
         rows = sum(w.rows.num_rows for w in kept)
         if rows < MIN_REFERENCE_ROWS:
             raise NoReferenceError(
