@@ -73,7 +73,7 @@ def replay(
 def _nothing_to_do(state: ReplayState, given: str, log: ChangeLog, until: datetime | None) -> bool:
     held_back = datetime.fromisoformat(state.next_landing_at) if state.next_landing_at else None
     reached = held_back is None or (until is not None and until < held_back)
-    log_fits = bool(state.injections) or ends(log) == state.ends
+    log_fits = state.injected(log) or ends(log) == state.ends
     return state.input_digest == given and reached and log_fits
 
 
@@ -95,13 +95,17 @@ def _replay(
     slice_lines: int,
 ) -> ReplayReport:
     ordered, before = order_lines(lines), ends(log)
+    injected = state is not None and state.injected(log)
+    if state and state.injections and not injected:  # announced, but died before it appended anything
+        state = replace(state, injections=())
+        state.save(state_path)
     done = _lines_done(state, before, ordered, state_path)
     count = max(done, _landed_by(ordered, until))
-    if state and state.injections and count > done:
+    if injected and count > done:
         raise _mismatch(state_path, f"{count - done} further lines, but changes were injected after the first {done}")
     if count == 0:
         return ReplayReport(0, lines.num_rows, dict.fromkeys(TABLES, 0), None)
-    if not (state and state.injections):
+    if not injected:
         _emit(ordered.slice(0, count), log, before, state_path, slice_lines)
     after = ends(log)
     newest = last_landing(log)

@@ -30,9 +30,9 @@ SYSTEM = "shop"
 
 @dataclass(frozen=True)
 class Injection:
-    """One stretch of injected changes: the log's ends before it, and what was asked for."""
+    """One stretch of injected changes: its first log sequence number, and what was asked for."""
 
-    ends: Mapping[str, int]
+    first_lsn: int
     weeks: int
     factor: float
     seed: int
@@ -43,7 +43,7 @@ class ReplayState:
     """`input_*` describe the file as given, `lines` and `digest` the prefix (in stream order) that was emitted.
 
     `ends` are the log's ends by topic after the replay, before any injection; `next_landing_at` is the landing time of
-    the first line held back by `until`, None when all were emitted.
+    the first line held back by `until`, None when all were emitted. `injections` are written before their changes.
     """
 
     input_digest: str
@@ -63,6 +63,10 @@ class ReplayState:
         except FileNotFoundError:
             return None
         return cls(**{**tree, "injections": tuple(Injection(**i) for i in tree["injections"])})
+
+    def injected(self, log: ChangeLog) -> bool:
+        """Whether the log goes on after the replay's own changes because changes were injected."""
+        return bool(self.injections) and ends(log) != self.ends
 
     def save(self, path: Path) -> None:
         """Replace the file atomically: a reader sees the old state or the new one."""

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["LSN_STEP", "TABLES", "order_lines", "stage_changes", "stage_new_orders"]
+__all__ = ["LSN_STEP", "TABLES", "order_lines", "stage_changes"]
 
 TABLES = ("customers", "products", "orders", "order_lines")
 LSN_STEP = 8
@@ -70,13 +70,6 @@ def stage_changes(connection: duckdb.DuckDBPyConnection, ordered: pa.Table) -> N
     _stage_lines(connection, ordered)
     for statement in (_CUSTOMERS, _PRODUCTS, _REFUNDED, _ORDERS, _ORDER_LINES):
         connection.execute(statement)
-
-
-def stage_new_orders(connection: duckdb.DuckDBPyConnection, ordered: pa.Table) -> None:
-    """The same for new orders of known customers and products: only `orders` and `order_lines` have rows."""
-    stage_changes(connection, ordered)
-    connection.execute("DELETE FROM customers")
-    connection.execute("DELETE FROM products")
 
 
 def _stage_lines(connection: duckdb.DuckDBPyConnection, ordered: pa.Table) -> None:
