@@ -3,7 +3,7 @@
 A package is a folder `endpoints/<model>/<version>/` with
     model.txt | model.onnx   LightGBM text or ONNX
     plan.json                the compiled feature plan, as the feature service serves it online
-    schema.json              task, encoding of each feature in order, bounds of the output
+    schema.json              task, encoding of each feature in order, preparation (ONNX), bounds of the output
     golden.json              rows with the scores that training computed for them
     manifest.json            model, version, algorithm, sha256 of every other file
 and `endpoints/<model>/current` points at the version that is served. Packages are written by `ml.deployment`.
@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from ml.encoding import Encoding, Matrix
+from ml.preparation import Preparation
 
 __all__ = [
     "MODEL_FILES",
@@ -38,7 +39,6 @@ __all__ = [
     "current_folder",
     "load_package",
     "manifest_digest",
-    "open_model",
     "verify_golden",
 ]
 
@@ -153,7 +153,7 @@ def load_package(folder: Path, expected_digest: str | None = None) -> Predictor:
         folder=folder.resolve(),
         minimum=schema["output"]["minimum"],
         maximum=schema["output"]["maximum"],
-        _score=open_model(folder / MODEL_FILES[manifest["kind"]], manifest["kind"], len(encoding.features)),
+        _score=_open_model(folder / MODEL_FILES[manifest["kind"]], manifest["kind"], schema),
     )
 
 
@@ -176,9 +176,10 @@ def verify_golden(predictor: Predictor) -> int:
     return len(expected)
 
 
-def open_model(file: Path, kind: str, width: int) -> Score:
-    """The scoring function of a LightGBM text or ONNX file. Raises CorruptPackage when it cannot be read."""
-    return _open_lightgbm(file, width) if kind == "lightgbm" else _open_onnx(file)
+def _open_model(file: Path, kind: str, schema: Mapping[str, Any]) -> Score:
+    if kind == "lightgbm":
+        return _open_lightgbm(file, len(schema["features"]))
+    return _open_onnx(file, Preparation.from_json(schema["preparation"]))
 
 
 def _open_lightgbm(file: Path, width: int) -> Score:
@@ -199,7 +200,7 @@ def _open_lightgbm(file: Path, width: int) -> Score:
     return score
 
 
-def _open_onnx(file: Path) -> Score:
+def _open_onnx(file: Path, preparation: Preparation) -> Score:
     import onnxruntime
     from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf
 
@@ -215,7 +216,7 @@ def _open_onnx(file: Path) -> Score:
     wanted = [outputs[-1]]
 
     def score(rows: Matrix) -> Matrix:
-        (values,) = session.run(wanted, {source: np.ascontiguousarray(rows)})
+        (values,) = session.run(wanted, {source: preparation.apply(rows)})
         return np.asarray(values, dtype=np.float64).reshape(len(rows), -1)[:, -1]
 
     return score

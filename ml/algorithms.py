@@ -1,0 +1,322 @@
+"""Algorithms by name: LightGBM, scikit-learn's, and any class with the scikit-learn estimator interface.
+
+Each fits numbers (see `ml.encoding`) and can be written without pickle: LightGBM as its text, the rest as ONNX.
+Nothing here knows customers, cut-offs or MLflow.
+
+Errors: AlgorithmError
+          ├─ UnknownAlgorithm   no such name, class or parameter; says what is allowed
+          └─ NotExportable      the fitted estimator has no ONNX form, so it can never be served
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from catalog.spec import Model
+from ml.encoding import Encoding, Matrix
+from ml.preparation import Preparation, fit_preparation
+
+__all__ = [
+    "ALGORITHMS",
+    "AlgorithmError",
+    "Fitted",
+    "NotExportable",
+    "UnknownAlgorithm",
+    "algorithm_problems",
+    "fit",
+]
+
+THREADS = 2
+
+
+class AlgorithmError(RuntimeError):
+    """The algorithm cannot be used."""
+
+
+class UnknownAlgorithm(AlgorithmError):
+    """No such name, class or parameter."""
+
+
+class NotExportable(AlgorithmError):
+    """The fitted estimator cannot be written without pickle."""
+
+
+class Fitted(Protocol):
+    """A fitted model."""
+
+    @property
+    def kind(self) -> str:
+        """`lightgbm` or `onnx`: how it is written."""
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """What happens to encoded rows before the file's model sees them; None: nothing."""
+
+    def score(self, rows: Matrix) -> Matrix:
+        """Probability or amount [n] for encoded rows [n, n_features], unbounded."""
+
+    def save(self, file: Path) -> None:
+        """Write the model file. Raises NotExportable."""
+
+    def importance(self) -> Matrix | None:
+        """Share of each feature [n_features], summing to 1; None when the algorithm has no such notion."""
+
+
+# scikit-learn classes by name, for each task that they serve.
+_SKLEARN: Mapping[str, Mapping[str, str]] = {
+    "logistic_regression": {"binary": "sklearn.linear_model:LogisticRegression"},
+    "ridge": {"regression": "sklearn.linear_model:Ridge"},
+    "elastic_net": {"regression": "sklearn.linear_model:ElasticNet"},
+    "huber": {"regression": "sklearn.linear_model:HuberRegressor"},
+    "random_forest": {
+        "binary": "sklearn.ensemble:RandomForestClassifier",
+        "regression": "sklearn.ensemble:RandomForestRegressor",
+    },
+    "extra_trees": {
+        "binary": "sklearn.ensemble:ExtraTreesClassifier",
+        "regression": "sklearn.ensemble:ExtraTreesRegressor",
+    },
+    "gradient_boosting": {
+        "binary": "sklearn.ensemble:GradientBoostingClassifier",
+        "regression": "sklearn.ensemble:GradientBoostingRegressor",
+    },
+    "hist_gradient_boosting": {
+        "binary": "sklearn.ensemble:HistGradientBoostingClassifier",
+        "regression": "sklearn.ensemble:HistGradientBoostingRegressor",
+    },
+}
+ALGORITHMS = ("lightgbm", *_SKLEARN)
+
+_OBJECTIVES = {
+    "binary": ("binary", "cross_entropy"),
+    "regression": ("regression", "l1", "huber", "fair", "poisson", "quantile", "gamma", "tweedie"),
+}
+# What a declaration may set; threads, seed and determinism are ours. Listed so that a check needs no import.
+_LIGHTGBM = frozenset(
+    {
+        "objective",
+        "n_estimators",
+        "learning_rate",
+        "num_leaves",
+        "max_depth",
+        "min_child_samples",
+        "min_child_weight",
+        "min_split_gain",
+        "subsample",
+        "subsample_freq",
+        "colsample_bytree",
+        "colsample_bynode",
+        "reg_alpha",
+        "reg_lambda",
+        "max_bin",
+        "min_data_in_bin",
+        "path_smooth",
+        "extra_trees",
+        "linear_tree",
+        "linear_lambda",
+        "alpha",
+        "fair_c",
+        "tweedie_variance_power",
+        "poisson_max_delta_step",
+        "scale_pos_weight",
+        "is_unbalance",
+        "cat_smooth",
+        "cat_l2",
+        "max_cat_threshold",
+        "max_cat_to_onehot",
+        "min_data_per_group",
+        "boosting",
+        "drop_rate",
+        "max_drop",
+        "skip_drop",
+        "monotone_constraints",
+    }
+)
+
+
+def algorithm_problems(model: Model) -> list[str]:
+    """What is wrong with the declared algorithm and parameters, each as `field: found ..., allowed is ...`.
+
+    Imports the named class when it is not LightGBM; trains nothing.
+    """
+    try:
+        allowed = _allowed_parameters(model)
+    except UnknownAlgorithm as error:
+        return [str(error)]
+    problems = [_unknown_parameter(model, name, allowed) for name in model.parameters if name not in allowed]
+    if model.algorithm == "lightgbm":
+        objective = model.parameters.get("objective", _OBJECTIVES[model.task][0])
+        if objective not in _OBJECTIVES[model.task]:
+            options = ", ".join(_OBJECTIVES[model.task])
+            problems.append(f"parameters.objective: found {objective!r}, allowed for {model.task} is one of {options}")
+    return problems
+
+
+def _unknown_parameter(model: Model, name: str, allowed: frozenset[str]) -> str:
+    near = difflib.get_close_matches(name, allowed, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return (
+        f"parameters.{name}: found a parameter that {model.algorithm} does not have{hint}, "
+        f"allowed is one of {', '.join(sorted(allowed))}"
+    )
+
+
+def _allowed_parameters(model: Model) -> frozenset[str]:
+    if model.algorithm == "lightgbm":
+        return _LIGHTGBM
+    signature = inspect.signature(_estimator_class(model).__init__).parameters
+    return frozenset(n for n, p in signature.items() if n != "self" and p.kind is not p.VAR_KEYWORD)
+
+
+def _estimator_class(model: Model) -> type[Any]:
+    """The class that a name or a `package.module:Class` stands for. Raises UnknownAlgorithm."""
+    path = model.algorithm
+    if ":" not in path:
+        path = _named(model)
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UnknownAlgorithm(
+            f"algorithm: found {path!r}, which cannot be imported ({error}), allowed is package.module:Class"
+        ) from None
+    scorer = "predict_proba" if model.task == "binary" else "predict"
+    if not all(callable(getattr(found, method, None)) for method in ("fit", scorer, "get_params")):
+        raise UnknownAlgorithm(
+            f"algorithm: found {path!r} without the estimator interface, allowed is a class with fit, {scorer} and "
+            "get_params"
+        )
+    if not isinstance(found, type):
+        raise UnknownAlgorithm(f"algorithm: found {path!r}, which is not a class, allowed is package.module:Class")
+    return found
+
+
+def _named(model: Model) -> str:
+    fitting = ["lightgbm", *(name for name, tasks in _SKLEARN.items() if model.task in tasks)]
+    if model.algorithm not in fitting:
+        near = difflib.get_close_matches(model.algorithm, fitting, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UnknownAlgorithm(
+            f"algorithm: found {model.algorithm!r}{hint}, allowed for {model.task} is one of {', '.join(fitting)}, "
+            "or package.module:Class"
+        )
+    return _SKLEARN[model.algorithm][model.task]
+
+
+def fit(model: Model, encoding: Encoding, rows: Matrix, labels: Matrix) -> Fitted:
+    """Fit the declared algorithm to encoded rows [n, n_features] and labels [n]; the same input gives the same model.
+
+    Raises UnknownAlgorithm.
+    """
+    if problems := algorithm_problems(model):
+        raise UnknownAlgorithm("; ".join(problems))
+    if model.algorithm == "lightgbm":
+        return _fit_lightgbm(model, encoding, rows, labels)
+    return _fit_sklearn(model, encoding, rows, labels)
+
+
+@dataclass(frozen=True)
+class _LightGBM:
+    booster: Any
+    kind: str = "lightgbm"
+    preparation: Preparation | None = None
+
+    def score(self, rows: Matrix) -> Matrix:
+        scores: Matrix = self.booster.predict(rows, num_threads=THREADS)
+        return scores
+
+    def save(self, file: Path) -> None:
+        self.booster.save_model(str(file))
+
+    def importance(self) -> Matrix | None:
+        return _shares(self.booster.feature_importance("gain"))
+
+
+def _fit_lightgbm(model: Model, encoding: Encoding, rows: Matrix, labels: Matrix) -> Fitted:
+    import lightgbm
+
+    parameters = {"objective": _OBJECTIVES[model.task][0], **model.parameters}
+    rounds = int(parameters.pop("n_estimators", 100))
+    fixed = {
+        "seed": model.seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": THREADS,
+        "verbosity": -1,
+    }
+    dataset = lightgbm.Dataset(
+        rows,
+        labels,
+        feature_name=list(encoding.names),
+        categorical_feature=list(encoding.text_columns),
+        params={"verbosity": -1},
+    )
+    return _LightGBM(lightgbm.train({**parameters, **fixed}, dataset, num_boost_round=rounds))
+
+
+@dataclass(frozen=True)
+class _Sklearn:
+    estimator: Any
+    preparation: Preparation
+    task: str
+    kind: str = "onnx"
+
+    def score(self, rows: Matrix) -> Matrix:
+        prepared = self.preparation.apply(rows)
+        scores = (
+            self.estimator.predict_proba(prepared)[:, 1] if self.task == "binary" else self.estimator.predict(prepared)
+        )
+        return np.asarray(scores, dtype=np.float64).reshape(-1)
+
+    def save(self, file: Path) -> None:
+        file.write_bytes(_to_onnx(self.estimator, self.preparation.width, self.task))
+
+    def importance(self) -> Matrix | None:
+        native = getattr(self.estimator, "feature_importances_", None)
+        native = getattr(self.estimator, "coef_", None) if native is None else native
+        return None if native is None else _shares(self.preparation.by_feature(np.abs(np.ravel(native))))
+
+
+def _fit_sklearn(model: Model, encoding: Encoding, rows: Matrix, labels: Matrix) -> Fitted:
+    cls = _estimator_class(model)
+    estimator = cls(**model.parameters)
+    known = estimator.get_params()
+    ours = {"random_state": model.seed, "n_jobs": THREADS}
+    estimator.set_params(**{k: v for k, v in ours.items() if k in known and k not in model.parameters})
+    preparation = fit_preparation(encoding, rows)
+    estimator.fit(preparation.apply(rows), labels)
+    return _Sklearn(estimator, preparation, model.task)
+
+
+def _to_onnx(estimator: Any, width: int, task: str) -> bytes:
+    from skl2onnx import to_onnx
+    from skl2onnx.common.data_types import FloatTensorType
+    from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
+
+    options = {id(estimator): {"zipmap": False}} if task == "binary" else None
+    name = f"{type(estimator).__module__}:{type(estimator).__name__}"
+    try:
+        graph = to_onnx(estimator, initial_types=[("rows", FloatTensorType([None, width]))], options=options)
+    except (MissingConverter, MissingShapeCalculator, NameError, NotImplementedError, RuntimeError) as error:
+        # skl2onnx raises each of these for an estimator that it does not know.
+        raise NotExportable(
+            f"{name} has no ONNX form, so it cannot be served (models are never loaded from pickle): use one of "
+            f"{', '.join(ALGORITHMS)}, or register a converter for it with skl2onnx.update_registered_converter"
+            f" ({str(error).splitlines()[0]})"
+        ) from error
+    return bytes(graph.SerializeToString())
+
+
+def _shares(weights: Any) -> Matrix:
+    values = np.asarray(weights, dtype=np.float64)
+    total = values.sum()
+    shares: Matrix = values / total if total > 0 else values
+    return shares

@@ -1,0 +1,129 @@
+"""Where a model version comes from: version, run, data, code, features, parameters, metrics, approver.
+
+What it is, how it is read from a registered version and its run, and how it is shown. Nothing here talks to MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["Lineage", "trace"]
+
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """One version, traced. Times are ISO instants of the business clock; what did not happen yet is None."""
+
+    model: str
+    version: str
+    aliases: tuple[str, ...]
+    run_id: str
+    data_digest: str
+    package_digest: str
+    training_rows: int
+    holdout_rows: int
+    cutoffs: str
+    holdout_cutoff: str
+    git_commit: str
+    git_dirty: bool
+    features: tuple[str, ...]
+    algorithm: str
+    parameters: Mapping[str, str]
+    metrics: Metrics
+    baselines: Mapping[str, Metrics]
+    slices: Mapping[str, Metrics]
+    gate: str
+    gate_report: str
+    trained_by: str
+    trained_at: str
+    dagster_run_id: str
+    promoted_by: str | None
+    promoted_at: str | None
+    approved_by: str | None
+    note: str | None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    def describe(self) -> str:
+        """Plain text, one fact a line, in the order of the trace."""
+        dirty = " (with uncommitted changes)" if self.git_dirty else ""
+        aliases = f" ({', '.join(self.aliases)})" if self.aliases else ""
+        facts = [
+            ("version", f"{self.model} {self.version}{aliases}"),
+            ("run", self.run_id),
+            ("data digest", f"sha256 {self.data_digest}"),
+            ("data", f"{self.training_rows} training rows at {self.cutoffs}"),
+            ("hold-out", f"{self.holdout_rows} rows at {self.holdout_cutoff}"),
+            ("code commit", self.git_commit + dirty),
+            ("features", ", ".join(self.features)),
+            ("algorithm", self.algorithm),
+            ("parameters", ", ".join(f"{k}={v}" for k, v in self.parameters.items()) or "defaults"),
+            ("metrics", _line(self.metrics)),
+            *((f"baseline {name}", _line(metrics)) for name, metrics in self.baselines.items()),
+            *((f"slice {name}", _line(metrics)) for name, metrics in self.slices.items()),
+            ("gate", self.gate),
+            *(("", line) for line in self.gate_report.splitlines()),
+            ("trained by", f"{self.trained_by} at {self.trained_at}"),
+            ("dagster run", self.dagster_run_id),
+            ("promoted by", f"{self.promoted_by} at {self.promoted_at}" if self.promoted_by else "not promoted"),
+            ("approver", self.approved_by or "none"),
+            ("note", self.note or "none"),
+            ("package", f"sha256 {self.package_digest}"),
+        ]
+        width = max(len(name) for name, _ in facts)
+        return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in facts)
+
+
+def _line(metrics: Metrics) -> str:
+    return ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+
+
+def trace(version: Any, run: Any, aliases: tuple[str, ...]) -> Lineage:
+    """Assemble the facts from MLflow's model version and run, as ml/registry.py and ml/tracking.py wrote them."""
+    tags, params, metrics = version.tags, run.data.params, run.data.metrics
+    named = _nested(metrics)
+    return Lineage(
+        model=version.name,
+        version=str(version.version),
+        aliases=aliases,
+        run_id=version.run_id,
+        data_digest=tags["data_digest"],
+        package_digest=tags["package_digest"],
+        training_rows=int(metrics["rows/training"]),
+        holdout_rows=int(metrics["rows/holdout"]),
+        cutoffs=params["cutoffs"],
+        holdout_cutoff=params["holdout_cutoff"],
+        git_commit=tags["git_commit"],
+        git_dirty=tags["git_dirty"] == "true",
+        features=tuple(json.loads(tags["features"])),
+        algorithm=tags["algorithm"],
+        parameters={k.removeprefix("parameters."): v for k, v in params.items() if k.startswith("parameters.")},
+        metrics={k.removeprefix("holdout/"): v for k, v in metrics.items() if k.startswith("holdout/")},
+        baselines=named["baseline"],
+        slices=named["slice"],
+        gate=tags["gate"],
+        gate_report=tags["gate_report"],
+        trained_by=tags["trained_by"],
+        trained_at=tags["trained_at"],
+        dagster_run_id=tags["dagster_run_id"],
+        promoted_by=tags.get("promoted_by"),
+        promoted_at=tags.get("promoted_at"),
+        approved_by=tags.get("approved_by"),
+        note=tags.get("note"),
+    )
+
+
+def _nested(metrics: Mapping[str, float]) -> dict[str, dict[str, dict[str, float]]]:
+    """`slice/abroad/roc_auc` as nested mappings; the slices' baselines (four parts) are in the card only."""
+    nested: dict[str, dict[str, dict[str, float]]] = {"baseline": {}, "slice": {}}
+    for key, value in metrics.items():
+        parts = key.split("/")
+        if len(parts) == 3 and parts[0] in nested:
+            nested[parts[0]].setdefault(parts[1], {})[parts[2]] = value
+    return nested
