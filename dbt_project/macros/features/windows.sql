@@ -63,22 +63,24 @@
     where {{ condition }} and entered_at < {{ left_at(days) }}
 {% endmacro %}
 
-{# Every change of one measure as a row that leaves the other measures alone. #}
+{# Every change of one measure as a row that leaves the other measures, and the milestones, alone. #}
 {% macro wide_changes(measures) %}
     {%- for measure in measures %}
     select
         customer_id,
         changed_at,
         {%- for other in measures %}
-        {{ 'delta' if other.name == measure.name else '0' }} as {{ other.name }}{{ ',' if not loop.last }}
+        {{ 'delta' if other.name == measure.name else '0' }} as {{ other.name }},
         {%- endfor %}
+        cast(null as timestamp) as event_at,
+        cast(null as timestamp) as last_purchase_at,
+        cast(null as timestamp) as first_purchase_at
     from {{ measure.name }}_changes
     {{ 'union all' if not loop.last }}
     {%- endfor %}
 {% endmacro %}
 
 {# Everything of one customer up to and including this change. #}
-{% macro so_far(relation) -%}
-    partition by {{ relation }}.customer_id order by {{ relation }}.changed_at
-    rows between unbounded preceding and current row
+{% macro so_far() -%}
+    partition by customer_id order by changed_at rows between unbounded preceding and current row
 {%- endmacro %}

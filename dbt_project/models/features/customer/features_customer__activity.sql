@@ -79,10 +79,6 @@ products as (
 ),
 
 {% endfor %}
-changes as (
-    {{ wide_changes(measures) }}
-),
-
 -- Spans in which a purchase instant is known, merged over the lines that share it.
 purchase_marks as (
     select
@@ -103,26 +99,48 @@ purchase_spans as (
     group by customer_id, purchased_at, span_no
 ),
 
--- What only ever grows: the latest event, and the first and last purchase as long as none is taken back.
+-- What only ever grows: the latest event, and the first and last purchase as long as none is taken back. Every event
+-- and every purchase taken back is a change point, also where no window changes.
 milestones as (
     select
         customer_id,
         entered_at as changed_at,
-        max(invoiced_at) as event_at,
+        invoiced_at as event_at,
         cast(null as timestamp) as last_purchase_at,
         cast(null as timestamp) as first_purchase_at
     from invoices
-    group by customer_id, entered_at
     union all
     select
         customer_id,
         entered_at as changed_at,
         cast(null as timestamp) as event_at,
-        max(purchased_at) as last_purchase_at,
-        min(purchased_at) as first_purchase_at
+        purchased_at as last_purchase_at,
+        purchased_at as first_purchase_at
     from purchase_spans
-    where left_at >= timestamp '9999-12-31 00:00:00'
-    group by customer_id, entered_at
+    where left_at = timestamp '9999-12-31 00:00:00'
+    union all
+    select
+        customer_id,
+        left_at as changed_at,
+        cast(null as timestamp) as event_at,
+        cast(null as timestamp) as last_purchase_at,
+        cast(null as timestamp) as first_purchase_at
+    from purchase_spans
+),
+
+changes as (
+    {{ wide_changes(measures) }}
+    union all
+    select
+        customer_id,
+        changed_at,
+        {%- for m in measures %}
+        0 as {{ m.name }},
+        {%- endfor %}
+        event_at,
+        last_purchase_at,
+        first_purchase_at
+    from milestones
 ),
 
 net_changes as (
@@ -130,37 +148,27 @@ net_changes as (
         customer_id,
         changed_at,
         {%- for m in measures %}
-        sum({{ m.name }}) as {{ m.name }}{{ ',' if not loop.last }}
+        sum({{ m.name }}) as {{ m.name }},
         {%- endfor %}
+        max(event_at) as event_at,
+        max(last_purchase_at) as last_purchase_at,
+        min(first_purchase_at) as first_purchase_at
     from changes
     where changed_at < timestamp '9999-12-31 00:00:00'
     group by customer_id, changed_at
 ),
 
-net_milestones as (
+points as (
     select
         customer_id,
         changed_at,
-        max(event_at) as event_at,
-        max(last_purchase_at) as last_purchase_at,
-        min(first_purchase_at) as first_purchase_at
-    from milestones
-    group by customer_id, changed_at
-),
-
-points as (
-    select
-        net_changes.customer_id,
-        net_changes.changed_at,
         {%- for m in measures %}
-        sum(net_changes.{{ m.name }}) over ({{ so_far('net_changes') }}) as {{ m.name }},
+        sum({{ m.name }}) over ({{ so_far() }}) as {{ m.name }},
         {%- endfor %}
-        max(net_milestones.event_at) over ({{ so_far('net_changes') }}) as event_at,
-        max(net_milestones.last_purchase_at) over ({{ so_far('net_changes') }}) as last_purchase_at,
-        min(net_milestones.first_purchase_at) over ({{ so_far('net_changes') }}) as first_purchase_at
+        max(event_at) over ({{ so_far() }}) as event_at,
+        max(last_purchase_at) over ({{ so_far() }}) as last_purchase_at,
+        min(first_purchase_at) over ({{ so_far() }}) as first_purchase_at
     from net_changes
-    left join net_milestones
-        on net_changes.customer_id = net_milestones.customer_id and net_changes.changed_at = net_milestones.changed_at
 ),
 
 -- Purchases that were taken back count only while they were known; there are few.
@@ -204,3 +212,5 @@ select
     last_txn_at,
     first_txn_at
 from states
+-- One customer's rows lie together: what reads a few customers skips the rest of the files.
+order by customer_id, created_timestamp
