@@ -122,8 +122,8 @@ def _summary(report: DriftReport, judged: Sequence[dict[str, Any]], current: Win
 threshold is the larger of the model's floor and what sampling and the column's own past explain.</p>
 <h2>Where the worst columns moved</h2><div class="bins">{_bins(report, current)}</div>
 <h2>Distributions, by Evidently</h2>
-<p>Samples of at most {SAMPLE_ROWS:,} rows. Evidently's PSI has equal-width bins and a fixed threshold of 0.2: it
-illustrates, the table above decides.</p></div>"""
+<p>Samples of at most {SAMPLE_ROWS:,} rows. Evidently's PSI has equal-width bins and one threshold, 0.2, for every
+column, and its headline counts columns: it illustrates, the table above decides.</p></div>"""
 
 
 def _episode(report: DriftReport) -> str:

@@ -13,9 +13,12 @@ from catalog.spec import Drift
 from ml.drift import Reference, Window, evaluate
 from ml.drift_report import write_report
 
-# Evidently's own imports: litestar deprecates what litestar uses, and Evidently leaves a template file open.
+# Evidently's own imports: litestar deprecates what litestar uses; Evidently asks for numpy.core, writes an escape that
+# Python deprecates (seen when it is first compiled) and leaves a file open.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:litestar.*"),
+    pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning:evidently.*"),
+    pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
 ]
 T0 = datetime(2024, 1, 1)
