@@ -34,8 +34,8 @@ Counts = NDArray[np.int64]
 # Fewer rows cannot fill ten bins, so their shares say nothing.
 MIN_REFERENCE_ROWS = 100
 # The usual shift is what nine in ten past windows stayed below: an episode of drift that lies within the reference must
-# not blind the monitor for a year, and a trend's shift keeps growing. On the UCI retail year its trending
-# features stayed below 1.2 times that in the four weeks that the reference had not seen; half as much again leaves room.
+# not blind the monitor for a year, and a trend's shift keeps growing. On the UCI retail year the
+# trending features stayed below 1.2 times that in the four weeks that the reference had not seen: hence the margin.
 HISTORY_QUANTILE = 0.9
 HISTORY_MARGIN = 1.5
 # Known categories are listed so that a new one can be told from a rare one; beyond this many the tail counts as unseen
