@@ -16,13 +16,11 @@ from catalog import keys
 from catalog.load import Catalog
 from catalog.settings import Settings
 from sensors.in_progress import CAUSE, TRIGGER, run_in_progress
+from streaming.landing import GROUP
 from streaming.log import Lag, TopicPartition
 from streaming.sqlite_log import SqliteLog
 
-__all__ = ["LANDING_GROUP", "build_change_sensor", "followed_topics"]
-
-# The group under which landing commits what it has written to the lake.
-LANDING_GROUP = "landing"
+__all__ = ["build_change_sensor", "followed_topics"]
 
 
 def build_change_sensor(catalog: Catalog, settings: Settings) -> dg.SensorDefinition:
@@ -52,7 +50,7 @@ def _tick(context: dg.SensorEvaluationContext, topics: Sequence[str], settings: 
     if not settings.log_path.exists():
         return dg.SensorResult(skip_reason=f"there is no change log yet in {settings.home}")
     with SqliteLog(settings.log_path) as log:
-        lags = {source: lag for topic in topics for source, lag in log.lag(LANDING_GROUP, topic).items()}
+        lags = {source: lag for topic in topics for source, lag in log.lag(GROUP, topic).items()}
     waiting = {source: lag for source, lag in lags.items() if lag.records > 0}
     if not waiting:
         return dg.SensorResult(skip_reason=f"everything has landed: {len(lags)} partitions are at their end")

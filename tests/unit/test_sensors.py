@@ -17,8 +17,9 @@ from catalog.load import Catalog, load_catalog
 from catalog.settings import CATALOG_DIR, Settings, load_settings
 from lake import Lake
 from ml.drift_status import ROWS
-from sensors.changes import LANDING_GROUP, build_change_sensor, followed_topics
+from sensors.changes import build_change_sensor, followed_topics
 from sensors.drift import build_drift_sensor, healed_keys
+from streaming.landing import GROUP
 from streaming.sqlite_log import SqliteLog
 
 T0 = datetime(2024, 1, 1)
@@ -199,7 +200,7 @@ def arrive(location: Location, topic: str, count: int) -> None:
 def land(location: Location) -> None:
     with SqliteLog(location.settings(0).log_path) as log:
         for topic in followed_topics(location.catalog):
-            log.commit(LANDING_GROUP, {source: log.end(source) for source in log.partitions(topic)})
+            log.commit(GROUP, {source: log.end(source) for source in log.partitions(topic)})
 
 
 def test_changes_ask_for_one_run_of_data_but_not_of_models(location):
