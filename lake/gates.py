@@ -189,34 +189,41 @@ def _quarantined(table: _Table) -> list[_Share]:
     position = {"log_partition", "log_offset"}
     if not table.lake.exists(aside) or not position <= set(table.types):
         return []
-    arrived = f"""
-        SELECT log_partition, log_offset, false AS bad FROM {table.lake.scan_sql(table.key)}
-        UNION ALL SELECT log_partition, log_offset, true FROM {table.lake.scan_sql(aside)}"""
-    first = " UNION ALL ".join(_newest_offsets(table.lake, k) for k in (table.key, aside))
-    rows, bad, newest, newest_bad = table.row(f"""
-        WITH arrived AS ({arrived}), newest AS (SELECT p, max(o) AS first FROM ({first}) GROUP BY p)
-        SELECT count(*), count(*) FILTER (bad), count(*) FILTER (log_offset >= first),
-               count(*) FILTER (bad AND log_offset >= first)
-        FROM arrived LEFT JOIN newest ON p = log_partition""")
+    rows, bad, newest, newest_bad = table.row(
+        f"""
+        WITH arrived AS (
+            SELECT log_partition, log_offset, false AS bad FROM {table.lake.scan_sql(table.key)}
+            UNION ALL SELECT log_partition, log_offset, true FROM {table.lake.scan_sql(aside)})
+        SELECT count(*), count(*) FILTER (bad), count(*) FILTER ({last}), count(*) FILTER (bad AND {last})
+        FROM arrived""".format(newest=_newest(table))
+    )
     shares = [_Share("all", rows, bad), _Share("newest", newest, newest_bad)]
     return [s for s in shares if s.of == "all" or s.rows >= _JUDGED_BATCH_ROWS]
 
 
-def _newest_offsets(lake: Lake, key: Key) -> str:
-    """SQL for the first offset (o), by partition (p), of the rows that the table's newest Delta version added."""
-    version = lake.version(key) or 0
-    older = set(lake.files(key, version - 1)) if version else set()
-    files = [f for f in lake.files(key, version) if f not in older]
-    if not files:
-        return "SELECT NULL::BIGINT AS p, NULL::BIGINT AS o WHERE false"
-    names = ", ".join("'" + f.replace("'", "''") + "'" for f in files)
-    return f"SELECT log_partition AS p, min(log_offset) AS o FROM read_parquet([{names}]) GROUP BY 1"
+def _newest(table: _Table) -> str:
+    """SQL for: the row arrived with the last batch that was landed, whether in the table or in quarantine.
+
+    Landing commits the log offset that it has reached, as `topic-partition`, with the rows of each batch: the last
+    batch is what lies beyond the offset of the version before.
+    """
+    topic, version = keys.cdc_topic(table.key.subject, table.key.name), table.lake.version(table.key) or 0
+    if version == 0:
+        return "true"
+    before = table.lake.table(table.key, version - 1)
+    found = table.db.execute(f"SELECT DISTINCT log_partition FROM {quoted(table.key)}").fetchall()
+    partitions = [row[0] for row in found] or [0]
+    return " OR ".join(
+        f"(log_partition = {p} AND log_offset >= {before.transaction_version(f'{topic}-{p}') or 0})" for p in partitions
+    ).join("()")
 
 
 def _reasons(table: _Table) -> str:
+    """The commonest problems; a reason also quotes the value after ", found", which would make each row its own."""
     aside = keys.quarantine(table.key.subject, table.key.name)
+    problems = f"SELECT split_part(reason, ', found ', 1) AS problem FROM {table.lake.scan_sql(aside)}"
     found = table.db.execute(
-        f"SELECT reason, count(*) FROM {table.lake.scan_sql(aside)} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 3"
+        f"SELECT problem, count(*) FROM ({problems}) GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 3"
     ).fetchall()
     return ", ".join(f"{reason} ({count:,})" for reason, count in found)
 

@@ -1,0 +1,177 @@
+"""Read-only SQL over the lake: what it answers, what it refuses, and how rows are written out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from catalog.keys import Key
+from lake import Lake
+from lake.query import QueryError, ReadOnlyError, UnknownTableError, format_rows, query
+
+LINES = Key("raw", "shop", "order_lines")
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    lake = Lake(tmp_path / "lake")
+    lake.append(LINES, pa.table({"invoice_no": ["1", "2"], "quantity": [3, 4]}))
+    lake.append(Key("marts", "sales", "purchase_lines"), pa.table({"amount_gbp": [1.5]}))
+    return lake
+
+
+@pytest.mark.parametrize(
+    ("sql", "rows"),
+    [
+        ("SELECT count(*) AS n FROM raw.shop.order_lines", [{"n": 2}]),
+        ("select sum(quantity) as n from raw.shop.order_lines;", [{"n": 7}]),
+        ("WITH a AS (SELECT 1 AS n) FROM a", [{"n": 1}]),
+        ("-- a comment\nSELECT amount_gbp FROM marts.sales.purchase_lines", [{"amount_gbp": 1.5}]),
+        ("SELECT quantity AS q FROM raw.shop.order_lines JOIN marts.sales.purchase_lines ON quantity = 3", [{"q": 3}]),
+        ("SHOW TABLES", [{"table": "marts.sales.purchase_lines", "columns": 1}, {"table": LINES.dotted, "columns": 2}]),
+        ("PIVOT (SELECT quantity FROM raw.shop.order_lines) ON quantity USING count(*)", [{"3": 1, "4": 1}]),
+    ],
+)  # fmt: skip
+def test_reads(lake: Lake, sql: str, rows: list[dict[str, object]]) -> None:
+    assert json.loads(format_rows(query(lake, sql), "json")) == rows
+
+
+@pytest.mark.parametrize("sql", ["DESCRIBE raw.shop.order_lines", "SUMMARIZE raw.shop.order_lines", "EXPLAIN SELECT 1"])
+def test_inspects(lake: Lake, sql: str) -> None:
+    assert query(lake, sql).num_rows
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DROP VIEW raw.shop.order_lines",
+        "CREATE TABLE t AS SELECT 1",
+        "INSERT INTO raw.shop.order_lines VALUES ('3', 5)",
+        "WITH a AS (SELECT 1) INSERT INTO t FROM a",
+        "DELETE FROM raw.shop.order_lines",
+        "COPY (SELECT 1) TO '{lake}/x.csv'",
+        "COPY (PIVOT raw.shop.order_lines ON quantity USING count(*)) TO '{lake}/x.csv'",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{lake}/x.csv'",
+        "/* ; */ EXPLAIN (FORMAT json) COPY (SELECT 1) TO '{lake}/x.csv'",
+        "EXPORT DATABASE '{lake}/x'",
+        "ATTACH '{lake}/x.duckdb' AS x",
+        "INSTALL httpfs",
+        "SET threads = 1",
+        "RESET lock_configuration",
+        "PRAGMA database_list",
+        "CALL pragma_version()",
+        "USE raw",
+        "BEGIN",
+        "PREPARE p AS SELECT 1",
+        "SELECT 1; SELECT 2",
+        "SELECT 1; COPY (SELECT 1) TO '{lake}/x.csv'",
+        "",
+        "-- nothing",
+    ],
+)
+def test_refuses_whatever_does_not_read(lake: Lake, sql: str) -> None:
+    before = sorted(lake.root.rglob("*"))
+    with pytest.raises(ReadOnlyError, match="allowed is one statement of SELECT"):
+        query(lake, sql.format(lake=lake.root))
+    assert sorted(lake.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM glob('/etc/*')",
+        "SELECT * FROM read_parquet('{lake}/../outside.parquet')",
+        "SELECT * FROM read_csv('https://example.org/a.csv')",
+    ],
+)
+def test_reads_no_file_outside_the_lake(lake: Lake, sql: str) -> None:
+    (lake.root.parent / "outside.parquet").write_bytes(b"")
+    with pytest.raises(QueryError):
+        query(lake, sql.format(lake=lake.root))
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [
+        ("raw.shop.order_line", "near names are raw.shop.order_lines"),
+        ("raw.store.order_lines", "near names are raw.shop.order_lines"),
+        ("order_lines", "near names are raw.shop.order_lines"),
+        ("marts.sales.zzzzzzzzzzzzzzzzz", "marts.sales.purchase_lines"),
+    ],
+)
+def test_unknown_table_names_the_near_ones(lake: Lake, asked: str, near: str) -> None:
+    with pytest.raises(UnknownTableError, match=near) as caught:
+        query(lake, f"SELECT * FROM {asked}")
+    assert f"no table {asked} in the lake" in str(caught.value)
+
+
+def test_unknown_table_of_an_empty_lake_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UnknownTableError, match="headwater run"):
+        query(Lake(tmp_path), "SELECT * FROM raw.shop.orders")
+
+
+@pytest.mark.parametrize("sql", ["SELECT nope FROM raw.shop.order_lines", "SELECT FROM WHERE", "SELECT nope(1)"])
+def test_other_mistakes_keep_the_engines_message(lake: Lake, sql: str) -> None:
+    with pytest.raises(QueryError, match="Error"):
+        query(lake, sql)
+
+
+ROWS = pa.table(
+    {
+        "n": pa.array([1, None], pa.int64()),
+        "x": [0.5, float("nan")],
+        "inf": [float("inf"), 2.0],
+        "at": [datetime(2011, 9, 10, 0, 0), datetime(2011, 9, 10, 1, 2, 3, 4)],
+        "day": [date(2011, 9, 10), None],
+        "total": pa.array([Decimal("12"), Decimal("1")], pa.decimal128(38, 0)),
+        "price": pa.array([Decimal("1.50"), None], pa.decimal128(6, 2)),
+        "flag": [True, False],
+        "text": ['a "quoted", one', "é"],
+        "list": [[1.0, float("nan")], []],
+    }
+)
+
+
+def test_json_has_iso_instants_and_null_for_what_is_no_number() -> None:
+    first, second = json.loads(format_rows(ROWS, "json"))
+    assert first == {
+        "n": 1, "x": 0.5, "inf": None, "at": "2011-09-10T00:00:00", "day": "2011-09-10", "total": 12, "price": 1.5,
+        "flag": True, "text": 'a "quoted", one', "list": [1.0, None],
+    }  # fmt: skip
+    assert (second["n"], second["x"], second["at"], second["day"]) == (None, None, "2011-09-10T01:02:03.000004", None)
+
+
+def test_json_keeps_both_of_two_columns_with_one_name(lake: Lake) -> None:
+    assert json.loads(format_rows(query(lake, "SELECT 1 AS a, 2 AS a"), "json")) == [{"a": 1, "a_2": 2}]
+
+
+def test_csv_reads_back() -> None:
+    header, first, second = csv.reader(io.StringIO(format_rows(ROWS, "csv")))
+    assert header == ROWS.column_names
+    assert first[:2] == ["1", "0.5"]
+    assert first[7:9] == ["true", 'a "quoted", one']
+    assert second[:2] == ["", ""]
+
+
+def test_table_aligns_numbers_to_the_right() -> None:
+    table = pa.table({"name": ["a", "long"], "n": [1, 100]})
+    assert format_rows(table, "table").splitlines() == ["name    n", "----  ---", "a       1", "long  100"]
+
+
+@pytest.mark.parametrize(("fmt", "text"), [("json", "[]"), ("csv", "n"), ("table", "n\n-")])
+def test_no_rows(fmt: str, text: str) -> None:
+    assert format_rows(pa.table({"n": pa.array([], pa.int64())}), fmt) == text  # type: ignore[arg-type]
+
+
+def test_unknown_format_is_refused() -> None:
+    with pytest.raises(ValueError, match="allowed is one of table, csv, json"):
+        format_rows(ROWS, "xml")  # type: ignore[arg-type]
