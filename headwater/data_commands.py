@@ -1,0 +1,187 @@
+"""Commands that answer with data: sql, features (historical and online), predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from headwater.errors import NotThereYet, Refused
+from headwater.output import say, show_json, show_table
+from headwater.session import current_settings, declared_model, read_catalog
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from catalog.load import Catalog
+    from catalog.settings import Settings
+    from catalog.spec import Model
+    from ml.feature_plan import FeaturePlan
+
+__all__ = ["features", "predict", "sql"]
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_INT64 = click.IntRange(-(2**63), 2**63 - 1)
+_CUSTOMER = click.option(
+    "--customer", "customers", type=_INT64, multiple=True, required=True, metavar="ID", help="May be given repeatedly."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+
+
+@click.command()
+@click.argument("query")
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+def sql(query: str, form: Literal["table", "csv", "json"]) -> None:
+    """Read any table with SQL (DuckDB's dialect); nothing can be changed.
+
+    A table's name is its asset key with dots: raw.shop.order_lines, staging.shop.orders, marts.sales.purchase_lines,
+    features.customer.activity, predictions.churn.scores, monitoring.churn.drift.
+
+    \b
+    Examples:
+      headwater sql "SELECT count(*) FROM marts.sales.purchase_lines"
+      headwater sql "SELECT * FROM predictions.churn.scores" --format csv > scores.csv
+    """
+    from lake import Lake
+    from lake.query import format_rows
+    from lake.query import query as read
+
+    lake = Lake(current_settings().lake_dir)
+    if not lake.root.exists():
+        raise NotThereYet(f"no tables at {lake.root}: run `headwater run` first")
+    click.echo(format_rows(read(lake, query), form))
+
+
+@click.group()
+def features() -> None:
+    """Feature values as known at an instant (historical) or now (online)."""
+
+
+@features.command()
+@click.argument("model")
+@click.argument("entities", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("-o", "--output", type=_FILE, required=True, metavar="OUT", help="A .parquet or .csv file.")
+def historical(model: str, entities: Path, output: Path) -> None:
+    """Add MODEL's features to each row of ENTITIES, as known at its instant.
+
+    ENTITIES is a .parquet or .csv file with customer_id (integer) and event_timestamp (UTC unless it has a time zone).
+    Every row comes back in its order, repeated ones too, with its other columns.
+
+    \b
+    Example:
+      headwater features historical churn entities.parquet -o features.parquet
+    """
+    from headwater.entities_file import output_format, read_entities, write_table
+
+    settings = current_settings()
+    catalog = read_catalog(settings)
+    declared_model(catalog, model)
+    output_format(output)
+    rows = read_entities(entities)
+    from ml.features import historical as read_historical
+    from ml.features import open_feature_store
+
+    found = read_historical(open_feature_store(settings, catalog), model, rows)
+    write_table(found, output)
+    say(f"headwater: {found.num_rows} rows, {found.num_columns - rows.num_columns} features: {output}")
+
+
+@features.command()
+@click.argument("model")
+@_CUSTOMER
+@_JSON
+def online(model: str, customers: tuple[int, ...], as_json: bool) -> None:
+    """MODEL's features of one or more customers now: what a prediction would be made from.
+
+    \b
+    Example:
+      headwater features online churn --customer 17850 --json
+    """
+    from ml.online_reader import OnlineReader
+
+    settings = current_settings()
+    catalog = read_catalog(settings)
+    declared = declared_model(catalog, model)
+    if not settings.online_path.exists():
+        raise NotThereYet(f"no online store at {settings.online_path}: run `headwater run` first")
+    now = settings.clock().now()
+    plan = _plan(settings, catalog, declared)
+    found = OnlineReader(settings.online_path).read(plan, customers, now)
+    unknown = [str(customer) for customer, row in zip(customers, found, strict=True) if row is None]
+    if unknown:
+        raise Refused(f"found no event of customer(s) {', '.join(unknown)} known by {now.isoformat()}")
+    rows = [
+        {"customer_id": customer, **dict(zip(plan.names, row.values, strict=True)), "as_of": row.as_of}
+        for customer, row in zip(customers, found, strict=True)
+        if row is not None
+    ]
+    if as_json:
+        show_json({"model": model, "now": now, "customers": rows})
+    else:
+        _show_upright(rows)
+
+
+def _plan(settings: Settings, catalog: Catalog, model: Model) -> FeaturePlan:
+    """The deployed plan if it still is what the YAML says: Feast takes seconds to compile it anew."""
+    from ml.feature_plan import FeaturePlan
+    from ml.predictor import MissingPackage, current_folder
+
+    try:
+        text = (current_folder(settings.endpoints_dir, model.name) / "plan.json").read_text(encoding="utf-8")
+    except (MissingPackage, FileNotFoundError):
+        pass
+    else:
+        deployed = FeaturePlan.from_json(text)
+        if {f"{f.view}:{f.name}" for f in deployed.features} == set(model.features):
+            return deployed
+    from ml.features import compile_plan, open_feature_store
+
+    return compile_plan(open_feature_store(settings, catalog), model.name)
+
+
+def _show_upright(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each feature: there are more features than customers."""
+    names = [name for name in rows[0] if name != "customer_id"]
+    columns = ["feature", *(str(row["customer_id"]) for row in rows)]
+    show_table(columns, [[name, *(row[name] for row in rows)] for name in names])
+
+
+@click.command()
+@click.argument("model")
+@_CUSTOMER
+@_JSON
+def predict(model: str, customers: tuple[int, ...], as_json: bool) -> None:
+    """Predict with MODEL's deployed version, exactly as the API does; logged like there.
+
+    \b
+    Examples:
+      headwater predict churn --customer 17850
+      headwater predict churn --customer 17850 --customer 13047 --json
+    """
+    from dataclasses import replace
+
+    from serving.answers import answer
+    from serving.gateway import Gateway
+
+    settings = current_settings()
+    catalog = read_catalog(settings)
+    chosen = declared_model(catalog, model)
+    gateway = Gateway(settings, replace(catalog, models=(chosen,)))
+    gateway.refresh()
+    try:
+        made = gateway.predict(model, customers)
+    finally:
+        logged = gateway.close()
+    _show_answer(answer(made), as_json)
+    if logged.lost:
+        raise Refused(f"the prediction was made but could not be logged: {logged.error}")
+
+
+def _show_answer(answer: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        show_json(answer)
+        return
+    say(f"headwater: {answer['model']} version {answer['version']}, as of {answer['served_at']}")
+    rows = answer["predictions"]
+    show_table(list(rows[0]), [list(row.values()) for row in rows])

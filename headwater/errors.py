@@ -1,0 +1,72 @@
+"""Which errors are answers: known, typed errors become one line on stderr and an exit code that scripts can use.
+
+Errors are known by their full name, so that no command imports what it does not use. Anything else is a defect: it
+propagates with its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+__all__ = ["FAILED", "KNOWN", "NOT_YET", "OK", "USAGE", "NotThereYet", "Refused", "reporting"]
+
+OK, FAILED, USAGE, NOT_YET = 0, 1, 2, 3
+
+
+class Refused(click.ClickException):
+    """The thing asked for failed or was refused."""
+
+    exit_code = FAILED
+
+
+class NotThereYet(click.ClickException):
+    """What is asked for does not exist yet: something has to run first."""
+
+    exit_code = NOT_YET
+
+
+KNOWN: dict[str, int] = {
+    "catalog.settings.SettingsError": USAGE,
+    "catalog.load.CatalogError": FAILED,
+    "catalog.clock.ClockError": NOT_YET,
+    "lake.tables.MissingTableError": NOT_YET,
+    "lake.tables.LakeError": FAILED,
+    "streaming.log.LogError": FAILED,
+    "streaming.inject.InjectError": NOT_YET,
+    "ml.feature_plan.FeatureError": FAILED,
+    "ml.predictor.MissingPackage": NOT_YET,
+    "ml.predictor.PackageError": FAILED,
+    "ml.registry.NotRegistered": NOT_YET,
+    "ml.registry.RegistryError": FAILED,
+    "serving.problems.NotDeployed": NOT_YET,
+    "serving.problems.FeaturesUnavailable": NOT_YET,
+    "serving.problems.Problem": FAILED,
+    "headwater.entities_file.EntitiesError": FAILED,
+}
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Turn a known error into its line and exit code."""
+    try:
+        yield
+    except (RuntimeError, ValueError, LookupError, OSError) as error:
+        code = exit_code(type(error))
+        if code is None:
+            raise
+        click.echo(f"headwater: {_line(error)}", err=True)
+        raise SystemExit(code) from None
+
+
+def exit_code(kind: type[BaseException]) -> int | None:
+    """The code of the nearest known ancestor; None when the error is not a known one."""
+    names = [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
+    return next((KNOWN[name] for name in names if name in KNOWN), None)
+
+
+def _line(error: BaseException) -> str:
+    # str() of a KeyError quotes its message.
+    return str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
