@@ -189,14 +189,13 @@ def _quarantined(table: _Table) -> list[_Share]:
     position = {"log_partition", "log_offset"}
     if not table.lake.exists(aside) or not position <= set(table.types):
         return []
-    rows, bad, newest, newest_bad = table.row(
-        f"""
+    last = _newest(table)
+    rows, bad, newest, newest_bad = table.row(f"""
         WITH arrived AS (
             SELECT log_partition, log_offset, false AS bad FROM {table.lake.scan_sql(table.key)}
             UNION ALL SELECT log_partition, log_offset, true FROM {table.lake.scan_sql(aside)})
         SELECT count(*), count(*) FILTER (bad), count(*) FILTER ({last}), count(*) FILTER (bad AND {last})
-        FROM arrived""".format(newest=_newest(table))
-    )
+        FROM arrived""")
     shares = [_Share("all", rows, bad), _Share("newest", newest, newest_bad)]
     return [s for s in shares if s.of == "all" or s.rows >= _JUDGED_BATCH_ROWS]
 
@@ -212,10 +211,8 @@ def _newest(table: _Table) -> str:
         return "true"
     before = table.lake.table(table.key, version - 1)
     found = table.db.execute(f"SELECT DISTINCT log_partition FROM {quoted(table.key)}").fetchall()
-    partitions = [row[0] for row in found] or [0]
-    return " OR ".join(
-        f"(log_partition = {p} AND log_offset >= {before.transaction_version(f'{topic}-{p}') or 0})" for p in partitions
-    ).join("()")
+    reached = {p: before.transaction_version(f"{topic}-{p}") or 0 for p in [row[0] for row in found] or [0]}
+    return "(" + " OR ".join(f"log_partition = {p} AND log_offset >= {o}" for p, o in reached.items()) + ")"
 
 
 def _reasons(table: _Table) -> str:
