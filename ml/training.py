@@ -147,8 +147,8 @@ def plan_cutoffs(model: Model, first_event: datetime | None, now: datetime) -> C
         raise NotEnoughHistory(
             f"{model.name}: found {(now - first_event).days} days of history (from {first_event} to {now}), needed are "
             f"about {model.cutoffs.min_history_days + 2 * horizon.days + 31}: cutoffs.min_history_days before the "
-            "first cut-off, label.horizon_days for its label and again for the hold-out's, and a whole month between; wait, "
-            "or lower them in the model's YAML"
+            "first cut-off, label.horizon_days for its label and again for the hold-out's, and a whole month between; "
+            "wait, or lower them in the model's YAML"
         )
     return Cutoffs(training, holdout)
 
