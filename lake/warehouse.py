@@ -29,9 +29,11 @@ __all__ = [
     "WarehouseError",
     "dbt_args",
     "dbt_environment",
+    "key_of_node",
     "publish",
     "refresh_sources",
     "relation",
+    "relation_types",
 ]
 
 
@@ -85,6 +87,12 @@ def publish(warehouse_path: Path, lake: Lake, keys: Sequence[Key]) -> dict[Key, 
         return {key: _publish(db, lake, key) for key in keys}
 
 
+def relation_types(warehouse_path: Path, keys: Sequence[Key]) -> dict[Key, dict[str, str]]:
+    """Column name to SQL type, of each table or view. Raises MissingRelationError, WarehouseBusyError."""
+    with _open(warehouse_path, read_only=True) as db:
+        return {key: dict(_described(db, relation(key), key)) for key in keys}
+
+
 def _publish(db: duckdb.DuckDBPyConnection, lake: Lake, key: Key) -> Published:
     built = _contents(db, relation(key), key)
     version = lake.version(key)
@@ -105,17 +113,22 @@ class _Contents:
 
 
 def _contents(db: duckdb.DuckDBPyConnection, name: str, key: Key) -> _Contents:
+    described = _described(db, name, key)
+    rows, total, mixed = db.execute(
+        "SELECT count(*), coalesce(sum(h::hugeint), 0), coalesce(bit_xor(h), 0) "
+        f"FROM (SELECT hash(contents) AS h FROM {name} AS contents)"
+    ).fetchall()[0]
+    return _Contents(int(rows), int(total), int(mixed), described)
+
+
+def _described(db: duckdb.DuckDBPyConnection, name: str, key: Key) -> tuple[tuple[str, str], ...]:
     try:
         described = db.execute(f"DESCRIBE SELECT * FROM {name}").fetchall()
     except duckdb.CatalogException:
         raise MissingRelationError(
             f"{key.dotted} is not in the warehouse: dbt has not built {relation(key)}; run dbt for {key.slashed} first"
         ) from None
-    rows, total, mixed = db.execute(
-        "SELECT count(*), coalesce(sum(h::hugeint), 0), coalesce(bit_xor(h), 0) "
-        f"FROM (SELECT hash(contents) AS h FROM {name} AS contents)"
-    ).fetchall()[0]
-    return _Contents(int(rows), int(total), int(mixed), tuple((row[0], row[1]) for row in described))
+    return tuple((row[0], row[1]) for row in described)
 
 
 @contextmanager
@@ -159,3 +172,9 @@ def dbt_args(
     if variables:
         arguments += ["--vars", json.dumps(variables, sort_keys=True, default=str)]
     return arguments
+
+
+def key_of_node(node: Mapping[str, Any]) -> Key:
+    """The asset key of a model or source in dbt's manifest. Raises ValueError for a name that is no key."""
+    layer, _, subject = str(node["schema"]).partition("_")
+    return Key.parse(f"{layer}/{subject}/{node.get('alias') or node['name']}")

@@ -22,8 +22,10 @@ from lake.warehouse import (
     WarehouseError,
     dbt_args,
     dbt_environment,
+    key_of_node,
     publish,
     refresh_sources,
+    relation_types,
 )
 
 RAW = Key("raw", "shop", "orders")
@@ -141,6 +143,18 @@ def test_dbt_args() -> None:
         *("--select", "path:models/staging path:models/marts", "--indirect-selection", "buildable"),
         *("--vars", '{"a": "x", "b": 1}'),
     ]
+
+
+def test_key_of_node() -> None:
+    assert key_of_node({"schema": "marts_sales", "alias": "orders", "name": "marts_sales__orders"}) == MART
+    assert key_of_node({"schema": "raw_shop", "name": "orders"}) == RAW
+    with pytest.raises(ValueError, match="allowed is layer/subject/name"):
+        key_of_node({"schema": "main", "name": "orders"})
+
+
+def test_relation_types(warehouse: Path) -> None:
+    build(warehouse, "SELECT 1::BIGINT AS n, 'a' AS s")
+    assert relation_types(warehouse, [MART]) == {MART: {"n": "BIGINT", "s": "VARCHAR"}}
 
 
 def test_dbt_environment_is_no_headwater_setting(warehouse: Path) -> None:
