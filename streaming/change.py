@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["OPS", "REPLAY_CONNECTOR", "envelope_sql", "parse_sql"]
+__all__ = ["OPS", "REPLAY_CONNECTOR", "envelope_sql", "instant_sql", "parse_sql"]
 
 OPS = ("c", "u", "d", "r")
 REPLAY_CONNECTOR = "headwater-replay"
@@ -35,6 +35,14 @@ def envelope_sql(changes: str, *, system: str, table: str, connector: str = REPL
     return (
         f"SELECT epoch_us(landed_at) AS timestamp_us, to_json(key)::VARCHAR AS key, "
         f"to_json({envelope})::VARCHAR AS value FROM {changes} ORDER BY lsn"
+    )
+
+
+def instant_sql(text: str) -> str:
+    """ISO 8601 text as a naive UTC timestamp, null if it is none; an offset counts, which a plain cast ignores."""
+    return (
+        f"CASE WHEN regexp_matches({text}, ':.*[+-][0-9]') THEN TRY_CAST({text} AS TIMESTAMPTZ) AT TIME ZONE 'UTC' "
+        f"ELSE TRY_CAST({text} AS TIMESTAMP) END"
     )
 
 

@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from catalog.keys import Key
-from streaming.change import OPS, parse_sql
+from streaming.change import OPS, instant_sql, parse_sql
 
 __all__ = ["FOUND", "QUARANTINE_SCHEMA", "Checked", "Contract", "Field", "check"]
 
@@ -154,7 +154,7 @@ def _typed_sql(field: Field) -> str:
         micros = f"TRY_CAST({text} AS BIGINT)"
         return (
             f"CASE WHEN {micros} BETWEEN {_MIN_US} AND {_MAX_US} THEN make_timestamp({micros}) "
-            f"WHEN starts_with({text}, '\"') THEN TRY_CAST({unquoted} AS TIMESTAMP) END"
+            f"WHEN starts_with({text}, '\"') THEN {instant_sql(unquoted)} END"
         )
     return text if field.type == "json" else unquoted
 

@@ -14,6 +14,8 @@ Errors: RetailFileError
 
 from __future__ import annotations
 
+import codecs
+import csv as python_csv
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,8 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+
+from streaming.change import instant_sql
 
 __all__ = ["LINE_SCHEMA", "RetailFileError", "normalise", "read_retail"]
 
@@ -133,11 +137,11 @@ def _instant_sql(column: str, kind: pa.DataType) -> str:
         return f"{column}::TIMESTAMP"
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return _serial_sql(f"{column}::DOUBLE")
-    formats = "['%m/%d/%Y %H:%M', '%m/%d/%Y %H:%M:%S', '%m/%d/%y %H:%M', '%m/%d/%Y']"
+    formats = "['%m/%d/%y %H:%M', '%m/%d/%Y %H:%M', '%m/%d/%Y %H:%M:%S', '%m/%d/%Y']"
     text = f"nullif(trim({column}::VARCHAR), '')"
     return (
         f"CASE WHEN contains({text}, '/') THEN try_strptime({text}, {formats}) "
-        f"ELSE coalesce(TRY_CAST({text} AS TIMESTAMP), {_serial_sql(f'TRY_CAST({text} AS DOUBLE)')}) END"
+        f"ELSE coalesce({instant_sql(text)}, {_serial_sql(f'TRY_CAST({text} AS DOUBLE)')}) END"
     )
 
 
@@ -162,23 +166,20 @@ def _read_csv(path: Path) -> pa.Table:
     from pyarrow import csv
 
     try:
-        head = path.open("rb").read(1 << 16)
-        encoding = "utf8" if _is_utf8(path) else "latin-1"
-        delimiter = b";" if head.split(b"\n", 1)[0].count(b";") > head.split(b"\n", 1)[0].count(b",") else b","
-        read = csv.ReadOptions(encoding=encoding, use_threads=True)
-        parse = csv.ParseOptions(delimiter=delimiter.decode(), newlines_in_values=True)
-        names = csv.open_csv(path, read, parse, csv.ConvertOptions()).schema.names if head.strip() else []
-        if not names:
-            raise RetailFileError(f"{path}: found an empty file, needed is a header of {', '.join(_NEEDED)} and lines")
-        return _read_csv_text(path, read, parse, names)
+        encoding = "utf-8" if _is_utf8(path) else "latin-1"
+        with path.open(encoding=encoding, newline="") as file:
+            header = file.readline().removeprefix("\ufeff")
+        delimiter = ";" if header.count(";") > header.count(",") else ","
+        names = next(python_csv.reader([header], delimiter=delimiter), [])
+        read = csv.ReadOptions(encoding=encoding, skip_rows=1, column_names=names)
+        parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        return _read_csv_text(path, read, parse) if header.strip() else pa.table({})
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
 
 
 def _is_utf8(path: Path) -> bool:
     """Whether the whole file is UTF-8: one pound sign in Latin-1 may come a hundred megabytes in."""
-    import codecs
-
     decoder = codecs.getincrementaldecoder("utf8")()
     with path.open("rb") as file:
         try:
@@ -190,7 +191,7 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _read_csv_text(path: Path, read: Any, parse: Any, names: list[str]) -> pa.Table:
+def _read_csv_text(path: Path, read: Any, parse: Any) -> pa.Table:
     """Every column as text, so that one bad value spoils a value and not the file."""
     from pyarrow import csv
 
@@ -201,11 +202,14 @@ def _read_csv_text(path: Path, read: Any, parse: Any, names: list[str]) -> pa.Ta
         return "skip"
 
     parse.invalid_row_handler = note
-    convert = csv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=False)
+    convert = csv.ConvertOptions(column_types={n: pa.string() for n in read.column_names}, strings_can_be_null=False)
     table = csv.read_csv(path, read, parse, convert)
     # A line with too few or too many values has no readable field: it goes to the end, all null, to be quarantined.
-    lost = pa.table({name: pa.nulls(len(ragged), pa.string()) for name in table.column_names})
-    return pa.concat_tables([table, lost])
+    return pa.concat_tables([table, _nothing(table, len(ragged))])
+
+
+def _nothing(table: pa.Table, rows: int) -> pa.Table:
+    return pa.Table.from_arrays([pa.nulls(rows, pa.string())] * table.num_columns, schema=table.schema)
 
 
 def _read_xlsx(path: Path) -> pa.Table:

@@ -150,11 +150,14 @@ def simulate(seed: int, lines: int, drift: bool = True, start: datetime = dateti
 
 
 def _people(random: np.random.Generator, count: int) -> _People:
-    """Three kinds: loyal, regular, occasional; within a kind everybody differs."""
-    kind = random.choice(3, count, p=[0.3, 0.4, 0.3])
-    rate = np.array([1 / 18, 1 / 40, 1 / 90])[kind] * random.lognormal(0, 0.45, count)
-    unrest = random.lognormal(0, 0.7, count)  # leaves sooner and returns more
-    stays = random.exponential(np.array([1500.0, 450.0, 220.0])[kind] / unrest)
+    """Three kinds, within which everybody differs: loyal, slow but steady, soon gone.
+
+    A silence of 50 days is long for the last and nothing for the second: recency alone cannot tell who has left.
+    """
+    kind = random.choice(3, count, p=[0.3, 0.35, 0.35])
+    rate = np.array([1 / 20, 1 / 55, 1 / 14])[kind] * random.lognormal(0, 0.5, count)
+    unrest = random.lognormal(0, 0.6, count)  # leaves sooner and returns more
+    stays = random.exponential(np.array([1500.0, 1500.0, 90.0])[kind] / unrest)
     comes = np.where(random.random(count) < 0.45, 0.0, random.random(count) * DAYS * 0.9)
     comes += random.exponential(1 / rate) * (comes == 0)
     number = 12_346 + random.permutation(max(count * 2, 8_000))[:count]
@@ -166,7 +169,7 @@ def _people(random: np.random.Generator, count: int) -> _People:
         rate=rate,
         comes=np.minimum(comes, DAYS - 2) * _DAY,
         leaves=(comes + stays) * _DAY,
-        basket=random.lognormal(0, 0.6, count) * np.array([1.3, 1.0, 0.8])[kind],
+        basket=random.lognormal(0, 0.6, count) * np.array([1.3, 1.0, 0.7])[kind],
         returns=np.clip(0.05 * unrest, 0.005, 0.4),
     )
 

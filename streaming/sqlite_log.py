@@ -66,8 +66,8 @@ class SqliteLog:
         self.path = path
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         with self._session():
+            self._db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_DDL)
@@ -207,8 +207,6 @@ def _pack(topic: str, table: pa.Table) -> Iterator[tuple[int, bytes]]:
             f"{topic}: found columns {table.schema.names} ({error}); needed are key and value (text) and timestamp_us "
             "(int64, not null)"
         ) from error
-    if table["timestamp_us"].null_count:
-        raise BatchShapeError(f"{topic}: found records without timestamp_us, which every record needs")
     for batch in table.combine_chunks().to_batches(max_chunksize=_BATCH_RECORDS):
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, _BODY_SCHEMA, options=_CODEC) as writer:
