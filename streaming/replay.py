@@ -17,7 +17,6 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from streaming.change import envelope_sql
 from streaming.locks import exclusive
@@ -173,16 +172,11 @@ def _position(connection: duckdb.DuckDBPyConnection, table: str, log: ChangeLog,
     """The lsn of the table's change that is last in the log, which must be the very same record; -1 for none."""
     if count == 0:
         return -1
-    found = connection.execute(f"SELECT lsn FROM {table} ORDER BY lsn LIMIT 1 OFFSET {count - 1}").fetchone()
-    in_log = log.read(TopicPartition(topics()[table], 0), count - 1, 1)
-    if (
-        not found
-        or not pc.all(
-            pc.equal(_envelopes(connection, table, found[0] - 1, found[0] + 1)["value"], in_log["value"])
-        ).as_py()
-    ):
+    found = connection.sql(f"SELECT lsn FROM {table} ORDER BY lsn LIMIT 1 OFFSET {count - 1}").fetchall()
+    in_log = log.read(TopicPartition(topics()[table], 0), count - 1, 1)["value"]
+    if not found or _envelopes(connection, table, found[0][0] - 1, found[0][0] + 1)["value"] != in_log:
         raise _mismatch(state_path, f"lines whose change {count - 1} of {table} is not the one in the log")
-    return int(found[0])
+    return int(found[0][0])
 
 
 def _mismatch(state_path: Path, found: str) -> ReplayMismatchError:
