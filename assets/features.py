@@ -29,13 +29,14 @@ def online_features(catalog: Catalog) -> dg.AssetsDefinition:
         code_version=code_version("ml/online_store.py"),
     )
     def online(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult[Any]:
-        from ml.online_store import materialize_online
+        from ml.features import materialize_online, online_views
 
         tables = {key.slashed: platform.lake.version(key) for key in FEATURE_TABLES}
 
         def made() -> Built:
-            written = materialize_online(platform.lake, platform.settings.online_path, [k.name for k in FEATURE_TABLES])
-            return Built("+".join(f"{k.split('/')[-1]}-{v}" for k, v in tables.items()), {"written": str(written)})
+            views = online_views(platform.feature_store)
+            written = materialize_online(platform.lake, platform.settings.online_path, views)
+            return Built("+".join(f"{k.split('/')[-1]}-{v}" for k, v in tables.items()), {"rows": written})
 
         depends = {"code": code_version("ml/online_store.py", "feature_repo"), **tables}
         return build(context, platform, ONLINE, depends, made)

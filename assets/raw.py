@@ -10,6 +10,7 @@ from catalog import keys
 from catalog.load import Catalog
 from catalog.spec import Source
 from resources.platform import Platform
+from streaming.log import TopicPartition
 
 __all__ = ["raw_assets", "stream_assets"]
 
@@ -33,20 +34,22 @@ def stream_assets(catalog: Catalog) -> dg.AssetsDefinition:
         ],
     )
     def replay(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> Iterator[Any]:
+        from streaming.replay import ReplayError
+        from streaming.retail import RetailFileError
         from streaming.source import replay_source
 
         watch = Stopwatch()
         try:
             report = replay_source(platform.settings, platform.log)
-        except ValueError as error:
+        except (ReplayError, RetailFileError) as error:
             raise dg.Failure(f"stream/shop/*: {error}", allow_retries=False) from error
         share = {name: round(value / len(catalog.sources), 3) for name, value in watch.metadata().items()}
         for source in catalog.sources:
             topic = keys.cdc_topic(source.system, source.table)
             yield dg.MaterializeResult(
                 asset_key=keys.stream(source.system, source.table).path,
-                metadata={"appended": report.appended.get(topic, 0), "now": str(report.last_event_at), **share},
-                data_version=dg.DataVersion(str(report.ends[topic])),
+                metadata={"appended": report.appended[source.table], "now": str(report.last_event_at), **share},
+                data_version=dg.DataVersion(str(platform.log.end(TopicPartition(topic, 0)))),
             )
 
     return replay

@@ -13,6 +13,7 @@ from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, DbtC
 
 from assets.build import Stopwatch, code_version, forced
 from assets.checks import packed_check, unpacked_check
+from assets.column_metadata import column_metadata
 from assets.dbt_manifest import DBT_PROJECT, dbt_executable
 from catalog.keys import Key
 from lake.ledger import fingerprint
@@ -76,7 +77,9 @@ def _build(context: dg.AssetExecutionContext, platform: Platform, translator: _T
     wanted = fingerprint(
         {"code": code_version("dbt_project", "lake"), **{k.slashed: platform.lake.version(k) for k in upstream}}
     )
-    last = None if forced(context) else platform.ledger.unchanged(name, wanted)
+    # The warehouse is scratch and may have been deleted: then the tables are made again.
+    kept = platform.settings.warehouse_path.exists() and not forced(context)
+    last = platform.ledger.unchanged(name, wanted) if kept else None
     if last is None:
         reports = _run_dbt(context, platform, translator, upstream, selected)
         platform.ledger.record(name, wanted, {"version": wanted[:16], "reports": reports})
@@ -100,23 +103,39 @@ def _run_dbt(
     settings = platform.settings
     refresh_sources(settings.warehouse_path, platform.lake, [k for k in upstream if k.layer == "raw"])
     os.environ["DBT_WAREHOUSE_PATH"] = str(settings.warehouse_path)  # dbt's profile reads it, here and in the child
-    dbt = DbtCliResource(
-        project_dir=str(DBT_PROJECT), profiles_dir=str(DBT_PROJECT), dbt_executable=dbt_executable(),
-        global_config_flags=["--quiet"],
-    )  # fmt: skip
-    invocation = dbt.cli(["build"], context=context, dagster_dbt_translator=translator)
-    events = list(invocation.stream().fetch_column_metadata())
+    dbt = DbtCliResource(project_dir=str(DBT_PROJECT), profiles_dir=str(DBT_PROJECT), dbt_executable=dbt_executable())
+    # A target folder of its own beside the data: the second step and the next run reuse the first one's parse.
+    target = settings.home / "dbt" / "target"
+    invocation = dbt.cli(["build"], context=context, dagster_dbt_translator=translator, target_path=target)
+    events = list(invocation.stream())
     published = publish(settings.warehouse_path, platform.lake, selected)
-    return [_packed(context, event, published) for event in events]
+    compiled = invocation.get_artifact("manifest.json")
+    columns = column_metadata(compiled, translator.get_asset_key, settings.warehouse_path, selected)
+    reports = [_packed(context, event, published, columns) for event in events]
+    if missing := {key.slashed for key in selected} - {r["table"] for r in reports if "version" in r}:
+        raise dg.Failure(f"dbt reported nothing of {', '.join(sorted(missing))}")
+    return reports
 
 
-def _packed(context: dg.AssetExecutionContext, event: Any, published: Mapping[Key, "Published"]) -> dict[str, Any]:
+def _packed(
+    context: dg.AssetExecutionContext,
+    event: Any,
+    published: Mapping[Key, "Published"],
+    columns: Mapping[Key, Mapping[str, Any]],
+) -> dict[str, Any]:
     if isinstance(event, dg.AssetCheckResult):
         return packed_check(event)
     key = Key(*context.asset_key_for_output(event.output_name).path)
-    metadata: Any = {**event.metadata, "dagster/row_count": dg.MetadataValue.int(published[key].rows)}
-    version = f"delta-{published[key].version}"
-    return {"table": key.slashed, "version": version, "metadata": dg.serialize_value(metadata)}
+    metadata: dict[str, Any] = {
+        **event.metadata,
+        **columns[key],
+        "dagster/row_count": dg.MetadataValue.int(published[key].rows),
+    }
+    return {
+        "table": key.slashed,
+        "version": f"delta-{published[key].version}",
+        "metadata": dg.serialize_value(metadata),
+    }
 
 
 def _event(report: Mapping[str, Any], extra: Mapping[str, Any]) -> Any:

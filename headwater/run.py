@@ -35,6 +35,8 @@ def dagster_instance(settings: Settings) -> Any:
 def run(settings: Settings, *, full: bool = False, select: str | None = None) -> int:
     """Materialise everything that changed (`full`: everything; `select`: a Dagster asset selection).
 
+    `settings` are those of this process's environment, from which the code location was built.
+
     Returns the exit code: 0 when every step and blocking check passed, else 1.
     """
     started, cpu_started = time.perf_counter(), _cpu_seconds()
@@ -42,10 +44,9 @@ def run(settings: Settings, *, full: bool = False, select: str | None = None) ->
 
     from assets.build import FULL_TAG
     from catalog.load import load_catalog
-    from definitions import build_defs
+    from definitions import defs
 
     catalog = load_catalog(settings.catalog)
-    defs = build_defs(settings, catalog)
     job = defs.resolve_implicit_global_asset_job_def()
     keys = dg.AssetSelection.from_string(select).resolve(defs.resolve_asset_graph()) if select else None
     if keys is not None:
@@ -69,7 +70,7 @@ def run(settings: Settings, *, full: bool = False, select: str | None = None) ->
     }
     summary = summarise(settings, catalog, result, used)
     write(settings, summary)
-    show(settings, summary, progress.failures)
+    show(settings, catalog, summary, progress.failures)
     return 0 if result.success else 1
 
 

@@ -10,6 +10,7 @@ Errors: NotTrained               no honest model can be made of what there is; t
           ├─ TooFewRows          fewer entity rows than the gate asks for
           ├─ OneClass            every label of a binary model is the same
           └─ FeaturesMissing     the feature service did not return what was asked for
+        DigestMismatch   a stored training set is not what its digest says
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ml.evaluation import Evaluation, HoldOut, evaluate
 
 __all__ = [
     "BASELINE_COLUMNS",
+    "DigestMismatch",
     "FeaturesMissing",
     "NotEnoughHistory",
     "NotTrained",
@@ -44,6 +46,7 @@ __all__ = [
     "TrainingSet",
     "build_training_set",
     "content_digest",
+    "restore_training_set",
     "train",
     "training_entities",
 ]
@@ -73,6 +76,10 @@ class TooFewRows(NotTrained):
 
 class OneClass(NotTrained):
     """Every label of a binary model is the same."""
+
+
+class DigestMismatch(RuntimeError):
+    """A stored training set is not what its digest says."""
 
 
 class FeaturesMissing(NotTrained):
@@ -215,6 +222,16 @@ def build_training_set(model: Model, lake: Lake, retrieve: Retrieve, now: dateti
     features = _features_of(model, entities, table)
     table = table.select([*entities.column_names, *features])
     return TrainingSet(model.name, table, features, cutoffs, content_digest(table), now)
+
+
+def restore_training_set(model: Model, table: pa.Table, built_at: datetime, digest: str) -> TrainingSet:
+    """A stored training set. Raises DigestMismatch when the table is not the one that the digest was taken of."""
+    if (found := content_digest(table)) != digest:
+        raise DigestMismatch(f"{model.name}: the stored training set has digest {found}, {digest} was recorded")
+    cutoffs = sorted(table.filter(pc.invert(table["is_holdout"]))["cutoff"].unique().to_pylist())
+    holdout = table.filter(table["is_holdout"])["cutoff"][0].as_py()
+    features = tuple(name for name in table.column_names if name in {r.partition(":")[2] for r in model.features})
+    return TrainingSet(model.name, table, features, Cutoffs(tuple(cutoffs), holdout), digest, built_at)
 
 
 def _expect_rows(model: Model, entities: pa.Table) -> None:
