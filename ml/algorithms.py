@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -292,9 +293,8 @@ def _fit_sklearn(model: Model, encoding: Encoding, rows: Matrix, labels: Matrix)
 
     cls = _estimator_class(model)
     estimator = cls(**model.parameters)
-    known = estimator.get_params()
-    ours = {"random_state": model.seed, "n_jobs": THREADS}
-    estimator.set_params(**{k: v for k, v in ours.items() if k in known and k not in model.parameters})
+    if "random_state" in estimator.get_params() and "random_state" not in model.parameters:
+        estimator.set_params(random_state=model.seed)
     preparation = fit_preparation(encoding, rows)
     with threadpool_limits(THREADS):
         estimator.fit(preparation.apply(rows), labels)
@@ -309,8 +309,18 @@ def _to_onnx(estimator: Any, width: int, task: str) -> bytes:
     options = {id(estimator): {"zipmap": False}} if task == "binary" else None
     name = f"{type(estimator).__module__}:{type(estimator).__name__}"
     try:
-        graph = to_onnx(estimator, initial_types=[("rows", FloatTensorType([None, width]))], options=options)
-    except (MissingConverter, MissingShapeCalculator, NameError, NotImplementedError, RuntimeError) as error:
+        with warnings.catch_warnings():
+            # skl2onnx 1.20 hands truth values to integer fields of histogram trees; protobuf refuses them from 7.34 on.
+            warnings.filterwarnings("ignore", "Field onnx.AttributeProto.ints", DeprecationWarning)
+            graph = to_onnx(estimator, initial_types=[("rows", FloatTensorType([None, width]))], options=options)
+    except (
+        MissingConverter,
+        MissingShapeCalculator,
+        NameError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         # skl2onnx raises each of these for an estimator that it does not know.
         raise NotExportable(
             f"{name} has no ONNX form, so it cannot be served (models are never loaded from pickle): use one of "

@@ -1,0 +1,115 @@
+"""Algorithms: names and parameters are checked, everything named can be served, what cannot is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+from catalog.load import load_catalog
+from catalog.spec import Model
+from ml.algorithms import ALGORITHMS, NotExportable, UnknownAlgorithm, algorithm_problems, fit
+from ml.encoding import EncodedFeature, Encoding
+from ml.predictor import MODEL_FILES, _open_model
+
+CATALOG = load_catalog(Path(__file__).resolve().parents[2] / "catalog")
+ENCODING = Encoding(
+    (EncodedFeature("a", "float64"), EncodedFeature("b", "int64"), EncodedFeature("c", "string", ("x", "y")))
+)
+RNG = np.random.default_rng(11)
+ROWS = np.column_stack([RNG.lognormal(2, 1, 600), RNG.integers(0, 9, 600), RNG.integers(0, 4, 600)]).astype(float)
+ROWS[RNG.random(600) < 0.1, 0] = np.nan
+AMOUNT = np.nan_to_num(ROWS[:, 0]) * 3 + ROWS[:, 1] + RNG.random(600)
+FEW = {name: {"n_estimators": 20} for name in ("lightgbm", "random_forest", "extra_trees", "gradient_boosting")}
+FEW["hist_gradient_boosting"] = {"max_iter": 20}
+
+
+def model(task: str, algorithm: str, **parameters: object) -> Model:
+    base = CATALOG.model("churn" if task == "binary" else "clv")
+    return Model.model_validate(base.model_dump() | {"algorithm": algorithm, "parameters": parameters})
+
+
+class LastColumn(ClassifierMixin, BaseEstimator):
+    """A class of somebody's own, for which skl2onnx has no converter."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def fit(self, rows: np.ndarray, labels: np.ndarray) -> LastColumn:
+        self.classes_ = np.unique(labels)
+        return self
+
+    def predict_proba(self, rows: np.ndarray) -> np.ndarray:
+        share = 1 / (1 + np.exp(-self.factor * rows[:, -1]))
+        return np.column_stack([1 - share, share])
+
+
+CASES = [
+    (task, name)
+    for name in ALGORITHMS
+    for task in ("binary", "regression")
+    if not algorithm_problems(model(task, name))
+]
+
+
+def test_lightgbm_and_others_serve_both_tasks() -> None:
+    for task in ("binary", "regression"):
+        assert {name for t, name in CASES if t == task} > {"lightgbm", "random_forest", "hist_gradient_boosting"}
+
+
+@pytest.mark.parametrize(("task", "name"), CASES)
+def test_what_is_served_scores_as_in_training(task: str, name: str, tmp_path: Path) -> None:
+    labels = (np.median(AMOUNT) < AMOUNT).astype(float) if task == "binary" else AMOUNT
+    declared = model(task, name, **FEW.get(name, {}))
+    fitted = fit(declared, ENCODING, ROWS, labels)
+    file = tmp_path / MODEL_FILES[fitted.kind]
+    fitted.save(file)
+    prepared = fitted.preparation.to_json() if fitted.preparation else None
+    served = _open_model(file, fitted.kind, {"features": ENCODING.to_json(), "preparation": prepared})
+    expected = fitted.score(ROWS)
+    np.testing.assert_allclose(served(ROWS), expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
+    shares = fitted.importance()
+    assert shares is None or (shares.shape == (3,) and shares.sum() == pytest.approx(1))
+    again = fit(declared, ENCODING, ROWS, labels)
+    np.testing.assert_array_equal(again.score(ROWS), expected)
+
+
+def test_a_class_of_somebodys_own_fits_but_is_refused_without_onnx(tmp_path: Path) -> None:
+    declared = model("binary", f"{__name__}:LastColumn", factor=2.0)
+    fitted = fit(declared, ENCODING, ROWS, (AMOUNT > 20).astype(float))
+    assert fitted.score(ROWS).shape == (600,)
+    with pytest.raises(NotExportable, match="LastColumn has no ONNX form"):
+        fitted.save(tmp_path / "model.onnx")
+
+
+def test_any_sklearn_class_plugs_in(tmp_path: Path) -> None:
+    declared = model("regression", "sklearn.tree:DecisionTreeRegressor", max_depth=3)
+    fit(declared, ENCODING, ROWS, AMOUNT).save(tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "parameters", "problem"),
+    [
+        ("binary", "lightgmb", {}, "found 'lightgmb' (did you mean lightgbm?), allowed for binary is one of"),
+        ("binary", "ridge", {}, "allowed for binary is one of lightgbm, logistic_regression"),
+        ("binary", "lightgbm", {"num_leafs": 3}, "parameters.num_leafs: found a parameter that lightgbm does not have "
+         "(did you mean num_leaves?)"),
+        ("binary", "lightgbm", {"objective": "l1"}, "parameters.objective: found 'l1', allowed for binary is one of"),
+        ("regression", "ridge", {"alfa": 1}, "parameters.alfa: found a parameter that ridge does not have (did you "
+         "mean alpha?)"),
+        ("binary", "nowhere.at.all:Thing", {}, "cannot be imported"),
+        ("binary", "sklearn.linear_model:Ridge", {}, "without the estimator interface"),
+    ],
+)  # fmt: skip
+def test_wrong_declarations_are_named(task: str, name: str, parameters: dict[str, object], problem: str) -> None:
+    declared = model(task, name, **parameters)
+    assert [p for p in algorithm_problems(declared) if problem in p], algorithm_problems(declared)
+    with pytest.raises(UnknownAlgorithm):
+        fit(declared, ENCODING, ROWS, AMOUNT)
+
+
+def test_the_projects_own_models_are_sound() -> None:
+    assert [p for declared in CATALOG.models for p in algorithm_problems(declared)] == []
