@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import pyarrow as pa
+
 from catalog.load import CatalogError, line_of, load_catalog, load_file
 from catalog.settings import CATALOG_DIR, SettingsError, load_settings
 from catalog.spec import Gate, Model, Source
@@ -26,6 +28,8 @@ __all__ = ["problems"]
 Spec = TypeVar("Spec", bound="BaseModel")
 Loc = tuple[str | int, ...]
 Tables = Mapping[str, Sequence[str]]
+# Feast's names for the types that a model can take.
+_ARROW = {"INT64": pa.int64(), "DOUBLE": pa.float64(), "STRING": pa.string(), "BOOL": pa.bool_()}
 DBT_MODELS = CATALOG_DIR.parent / "dbt_project" / "models"
 
 
@@ -126,21 +130,29 @@ def _model_problems(file: Path, model: Model, tables: Tables) -> Iterator[str]:
 
 def _feature_problems(file: Path, model: Model) -> Iterator[str]:
     known = _known_features()
-    for position, reference in enumerate(model.features):
-        if reference not in known:
-            yield _problem(file, ("features", position), "feature", reference, known)
+    unknown = [n for n, reference in enumerate(model.features) if reference not in known]
+    for position in unknown:
+        yield _problem(file, ("features", position), "feature", model.features[position], known)
+    if not unknown:
+        yield from _slice_problems(file, model, known)
+
+
+def _slice_problems(file: Path, model: Model, known: Mapping[str, pa.DataType]) -> Iterator[str]:
+    from ml.evaluation import slice_problems
+
+    schema = pa.schema([(reference.partition(":")[2], known[reference]) for reference in model.features])
+    for position, declared in enumerate(model.gate.slices):
+        alone = model.model_copy(update={"gate": model.gate.model_copy(update={"slices": (declared,)})})
+        line = line_of(file, ("gate", "slices", position, "where"))
+        yield from (f"{file}:{line}: {problem}" for problem in slice_problems(alone, schema))
 
 
 @cache
-def _known_features() -> frozenset[str]:
+def _known_features() -> dict[str, pa.DataType]:
     """Every feature that a model may name; timestamps are stored for what is computed from them, not as inputs."""
     views = importlib.import_module("feature_repo.definitions").build(Path("lake"), ()).views
-    return frozenset(
-        f"{view.name}:{field.name}"
-        for view in views
-        for field in view.features
-        if field.dtype.to_value_type().name != "UNIX_TIMESTAMP"
-    )
+    kinds = {(v.name, f.name): f.dtype.to_value_type().name for v in views for f in v.features}
+    return {f"{view}:{name}": _ARROW[kind] for (view, name), kind in kinds.items() if kind in _ARROW}
 
 
 def _label_problems(file: Path, model: Model, tables: Tables) -> Iterator[str]:

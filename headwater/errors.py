@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO, Any
 
 import click
 
@@ -16,13 +17,20 @@ __all__ = ["FAILED", "KNOWN", "NOT_YET", "OK", "USAGE", "NotThereYet", "Refused"
 OK, FAILED, USAGE, NOT_YET = 0, 1, 2, 3
 
 
-class Refused(click.ClickException):
+class _Said(click.ClickException):
+    """Shown like every other message of ours."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"headwater: {self.message}", file=file, err=True)
+
+
+class Refused(_Said):
     """The thing asked for failed or was refused."""
 
     exit_code = FAILED
 
 
-class NotThereYet(click.ClickException):
+class NotThereYet(_Said):
     """What is asked for does not exist yet: something has to run first."""
 
     exit_code = NOT_YET

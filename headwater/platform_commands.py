@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from datetime import datetime
 
 import click
 
@@ -124,6 +125,8 @@ def _written(value: object) -> str:
     """A value as one would set it."""
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, datetime):
+        return value.isoformat()
     return "" if value is None else str(value)
 
 

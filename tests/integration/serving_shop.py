@@ -23,12 +23,13 @@ from catalog.clock import FixedClock
 from catalog.keys import Key
 from catalog.load import Catalog, load_catalog
 from catalog.settings import Settings, load_settings
+from catalog.spec import Model
 from lake import Lake
 from ml.deployment import deploy, seal, write_files
 from ml.feature_plan import FeaturePlan, PlannedFeature, PlannedView
 from ml.online_writer import OnlineView, materialize_online
 from ml.predictor import manifest_digest
-from ml.training import Cutoffs, TrainingSet, content_digest, train
+from ml.training import Cutoffs, Trained, TrainingSet, content_digest, train
 from serving.app import create_app
 
 NOW = datetime(2011, 12, 9, 12, 50)
@@ -125,13 +126,19 @@ def _timed(columns: dict[str, object]) -> pa.Table:
 def deploy_version(settings: Settings, catalog: Catalog, version: str, model: str = "churn") -> Path:
     """Train, package and switch to a version; the seed of its data is its number. Returns the served folder."""
     declared = catalog.model(model)
-    trained = train(declared, _training_set(model, int(version)))
+    _, trained = train_version(declared, version)
     package = settings.home / "packages" / model / version
     write_files(package, declared, trained, PLAN)
     (package / "card.md").write_text(f"# {model}, version {version}\n")
     (package / "card.html").write_text(f"<!doctype html><h1>{model}, version {version}</h1>")
     seal(package, declared, version, trained.fitted.kind, {"run_id": f"run-{version}", "data_digest": "d" * 64})
     return deploy(package, manifest_digest(package), settings.endpoints_dir).folder
+
+
+def train_version(model: Model, seed: str) -> tuple[TrainingSet, Trained]:
+    """A training set planted from the seed, and the model fitted to it."""
+    training_set = _training_set(model.name, int(seed))
+    return training_set, train(model, training_set)
 
 
 def _training_set(model: str, seed: int) -> TrainingSet:
