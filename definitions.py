@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from assets.checks import gate_checks
-from assets.dbt_manifest import ensure_manifest
+from assets.dbt_manifest import read_manifest
 from assets.deployments import deployment_assets
 from assets.features import online_features
 from assets.models import model_assets
@@ -36,7 +36,7 @@ def build_defs(
         assets=[
             stream_assets(catalog),
             *raw_assets(catalog),
-            *dbt_tables(ensure_manifest()),
+            *dbt_tables(read_manifest()),
             online_features(catalog),
             *(asset for model in catalog.models for asset in model_assets(model)),
             *(asset for model in catalog.models for asset in deployment_assets(model)),

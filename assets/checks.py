@@ -18,7 +18,7 @@ from catalog.spec import Gate, Source
 from lake.ledger import fingerprint
 from resources.platform import Platform
 
-__all__ = ["CHECKS", "gate_checks", "packed_check", "unpacked_check"]
+__all__ = ["CHECKS", "gate_checks", "unpacked_check"]
 
 # What every gate looks at, in this order; `lake/gates.py` says how.
 CHECKS = {
@@ -79,7 +79,7 @@ def _outcomes(platform: Platform, key: Key, gate: Gate, source: Source | None) -
             "gate": gate.model_dump(),
             "columns": [c.model_dump() for c in source.columns] if source else None,
             "now": now,
-            "code": code_version("lake/gates.py"),
+            "code": code_version("lake/gates.py", "lake/expectations.py", "lake/schema.py", "dbt_project"),
         }
     )
     if last := platform.ledger.unchanged(name, wanted):
@@ -92,19 +92,6 @@ def _outcomes(platform: Platform, key: Key, gate: Gate, source: Source | None) -
 
 def _fields(outcome: Mapping[str, Any]) -> dict[str, Any]:
     return {name: outcome[name] for name in ("passed", "severity", "message", "metadata")}
-
-
-def packed_check(result: dg.AssetCheckResult) -> dict[str, Any]:
-    """A check's result as the ledger keeps it."""
-    assert result.asset_key is not None
-    return {
-        "check": result.check_name,
-        "table": Key(*result.asset_key.path).slashed,
-        "passed": result.passed,
-        "severity": "block" if result.severity is dg.AssetCheckSeverity.ERROR else "warn",
-        "message": result.description or "",
-        "metadata": {name: str(value.value) for name, value in result.metadata.items()},
-    }
 
 
 def unpacked_check(report: Mapping[str, Any]) -> dg.AssetCheckResult:

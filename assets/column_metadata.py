@@ -1,11 +1,12 @@
 """Column schema and column lineage of the tables that dbt makes, as Dagster shows them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from assets.dbt_manifest import DbtTable
 from catalog.keys import Key
 from lake.column_lineage import SourceColumn
 
@@ -13,40 +14,27 @@ __all__ = ["column_metadata"]
 
 
 def column_metadata(
-    manifest: Mapping[str, Any],
-    asset_key: Callable[[Mapping[str, Any]], dg.AssetKey],
-    warehouse_path: Path,
-    tables: Sequence[Key],
+    tables: Iterable[DbtTable], compiled: Mapping[str, str], warehouse_path: Path
 ) -> dict[Key, dict[str, Any]]:
-    """Dagster metadata for each of `tables`: types from the warehouse, descriptions and SQL from dbt's manifest."""
+    """Dagster metadata for each table: types from the warehouse, descriptions from dbt, lineage from `compiled` SQL
+    (by dbt's node name)."""
     from lake.column_lineage import column_lineage
     from lake.warehouse import relation_types
 
-    nodes = {name: n for name, n in manifest["nodes"].items() if n["resource_type"] == "model"} | manifest["sources"]
-    keys = {name: Key(*asset_key(node).path) for name, node in nodes.items()}
-    needed = {k for n, key in keys.items() if key in tables for k in (key, *(keys[i] for i in _inputs(nodes[n])))}
-    types = relation_types(warehouse_path, sorted(needed))
+    tables = list(tables)
+    types = relation_types(warehouse_path, sorted({key for t in tables for key in (t.key, *t.inputs)}))
     found = {}
-    for name, key in keys.items():
-        if key in tables:
-            node, inputs = nodes[name], [keys[i] for i in _inputs(nodes[name])]
-            lineage = column_lineage(node["compiled_code"], {(k.group, k.name): types[k] for k in inputs})
-            found[key] = {
-                "dagster/column_schema": _schema(node, types[key]),
-                "dagster/column_lineage": _lineage(lineage, inputs),
-            }
+    for table in tables:
+        lineage = column_lineage(compiled[table.node], {(k.group, k.name): types[k] for k in table.inputs})
+        found[table.key] = {
+            "dagster/column_schema": _schema(table, types[table.key]),
+            "dagster/column_lineage": _lineage(lineage, table.inputs),
+        }
     return found
 
 
-def _inputs(node: Mapping[str, Any]) -> Sequence[str]:
-    return list(node["depends_on"]["nodes"])
-
-
-def _schema(node: Mapping[str, Any], types: Mapping[str, str]) -> Any:
-    columns = [
-        dg.TableColumn(name, kind.lower(), description=node["columns"].get(name, {}).get("description"))
-        for name, kind in types.items()
-    ]
+def _schema(table: DbtTable, types: Mapping[str, str]) -> Any:
+    columns = [dg.TableColumn(n, kind.lower(), table.column_descriptions.get(n)) for n, kind in types.items()]
     return dg.MetadataValue.table_schema(dg.TableSchema(columns))
 
 

@@ -1,17 +1,24 @@
-"""dbt's manifest, which the asset graph is built from: parsed when the project's files have changed, else reused."""
+"""What dbt will make, read from its manifest: tables and tests, without importing dbt or dagster-dbt.
 
-from __future__ import annotations
+Loading the code location needs no more than this; importing dagster-dbt there would cost two seconds. The manifest is
+made by `dbt parse` when a file of the project has changed since the last time.
+"""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from assets.build import PROJECT, code_version
+from catalog.keys import Key
 
-__all__ = ["DBT_PROJECT", "DbtParseError", "dbt_executable", "ensure_manifest"]
+__all__ = ["DBT_PROJECT", "DbtParseError", "DbtTable", "DbtTest", "Manifest", "dbt_executable", "read_manifest"]
 
 DBT_PROJECT = PROJECT / "dbt_project"
 
@@ -20,13 +27,87 @@ class DbtParseError(RuntimeError):
     """dbt could not parse the project; the message is dbt's own."""
 
 
+@dataclass(frozen=True)
+class DbtTable:
+    """One dbt model: its asset key, what it reads, and what its YAML says."""
+
+    node: str
+    key: Key
+    inputs: tuple[Key, ...]
+    description: str
+    owners: tuple[str, ...]
+    checksum: str
+    column_descriptions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class DbtTest:
+    """One dbt test of one table; a failure of a blocking one stops what is downstream."""
+
+    node: str
+    name: str
+    table: Key
+    blocking: bool
+    description: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Every table and test of the project."""
+
+    tables: tuple[DbtTable, ...]
+    tests: tuple[DbtTest, ...]
+
+    def of_layers(self, *layers: str) -> "Manifest":
+        """The part that makes the tables of some layers."""
+        tables = tuple(t for t in self.tables if t.key.layer in layers)
+        keys = {t.key for t in tables}
+        return Manifest(tables, tuple(t for t in self.tests if t.table in keys))
+
+
 def dbt_executable() -> str:
     """The dbt of this very environment, whatever PATH says."""
     return str(Path(sys.executable).parent / "dbt")
 
 
-def ensure_manifest() -> Path:
-    """The path of an up-to-date manifest.json; runs `dbt parse` (some seconds) when a file of the project changed."""
+def read_manifest() -> Manifest:
+    """The manifest of the project as it is now. Raises DbtParseError."""
+    found = json.loads(_up_to_date().read_text())
+    nodes: dict[str, Any] = {**found["nodes"], **found["sources"]}
+    keys = {name: _key(node) for name, node in nodes.items() if node["resource_type"] in ("model", "source")}
+    models = [n for n in nodes.values() if n["resource_type"] == "model"]
+    tests = [n for n in nodes.values() if n["resource_type"] == "test" and n.get("attached_node") in keys]
+    return Manifest(tuple(_table(n, keys) for n in models), tuple(_test(n, keys) for n in tests))
+
+
+def _key(node: Mapping[str, Any]) -> Key:
+    layer, _, subject = str(node["schema"]).partition("_")
+    return Key(layer, subject, str(node.get("alias") or node["name"]))
+
+
+def _table(node: Mapping[str, Any], keys: Mapping[str, Key]) -> DbtTable:
+    return DbtTable(
+        node=node["unique_id"],
+        key=keys[node["unique_id"]],
+        inputs=tuple(keys[i] for i in node["depends_on"]["nodes"]),
+        description=" ".join(node["description"].split()),
+        owners=tuple(node["config"]["meta"]["dagster"]["owners"]),
+        checksum=node["checksum"]["checksum"][:16],
+        column_descriptions={name: column["description"] for name, column in node["columns"].items()},
+    )
+
+
+def _test(node: Mapping[str, Any], keys: Mapping[str, Key]) -> DbtTest:
+    return DbtTest(
+        node=node["unique_id"],
+        name=node["name"],
+        table=keys[node["attached_node"]],
+        blocking=node["config"]["severity"].lower() == "error",
+        description=node["description"] or f"dbt test {(node.get('test_metadata') or {}).get('name', node['name'])}.",
+    )
+
+
+def _up_to_date() -> Path:
     target = DBT_PROJECT / "target"
     manifest, stamp = target / "manifest.json", target / "parsed.digest"
     digest = code_version("dbt_project")
@@ -35,20 +116,25 @@ def ensure_manifest() -> Path:
     with tempfile.TemporaryDirectory(prefix="headwater-dbt-") as scratch:
         _parse(Path(scratch))
         target.mkdir(exist_ok=True)
-        # Several processes may load the code location at once: each file appears whole or not at all.
-        for name in ("partial_parse.msgpack", "manifest.json"):
-            partial = target / f".{name}.{os.getpid()}"
-            shutil.copy(Path(scratch) / name, partial)
-            partial.replace(target / name)
+        # Several processes may load the code location at once: the file appears whole or not at all.
+        draft = target / f".manifest.{os.getpid()}"
+        shutil.copy(Path(scratch) / "manifest.json", draft)
+        draft.replace(manifest)
         stamp.write_text(digest)
     return manifest
 
 
 def _parse(scratch: Path) -> None:
-    command = [dbt_executable(), "--quiet", "parse", "--project-dir", str(DBT_PROJECT), "--profiles-dir",
-               str(DBT_PROJECT), "--target-path", str(scratch), "--log-path", str(scratch)]  # fmt: skip
+    command = [dbt_executable(), "--quiet", "parse", *_project_arguments(scratch)]
     # Parsing opens no warehouse; the file's name only gives the database its name.
     environment = {**os.environ, "DBT_WAREHOUSE_PATH": str(scratch / "warehouse.duckdb")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise DbtParseError(f"dbt could not parse {DBT_PROJECT.name}:\n{done.stdout}{done.stderr}")
+
+
+def _project_arguments(target: Path) -> Sequence[str]:
+    project = str(DBT_PROJECT)
+    return [
+        "--project-dir", project, "--profiles-dir", project, "--target-path", str(target), "--log-path", str(target),
+    ]  # fmt: skip

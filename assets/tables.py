@@ -1,79 +1,96 @@
 """The tables that dbt makes: staging and marts in one step, feature tables in another (the marts' gates lie between).
 
 dbt works in a DuckDB file of its own; what it made is then published to the lake, where everybody else reads it.
+dagster-dbt runs it, and is imported only when it runs.
 """
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
-from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, DbtCliResource, dbt_assets
 
 from assets.build import Stopwatch, code_version, forced
-from assets.checks import packed_check, unpacked_check
+from assets.checks import unpacked_check
 from assets.column_metadata import column_metadata
-from assets.dbt_manifest import DBT_PROJECT, dbt_executable
+from assets.dbt_manifest import DBT_PROJECT, DbtTable, DbtTest, Manifest, dbt_executable
 from catalog.keys import Key
 from lake.ledger import fingerprint
 from resources.platform import Platform
 
-if TYPE_CHECKING:
-    from lake.warehouse import Published
-
 __all__ = ["dbt_tables"]
 
 
-class _Translator(DagsterDbtTranslator):
-    """A table's asset key is its folder and alias: models/marts/sales/... -> marts/sales/orders."""
+@dataclass(frozen=True)
+class _DbtRun:
+    """What one `dbt build` did: the results by node, and the log's last lines for a failure's message."""
 
-    def get_asset_key(self, dbt_resource_props: Mapping[str, Any]) -> dg.AssetKey:
-        props = dbt_resource_props
-        if props["resource_type"] == "source":
-            return dg.AssetKey(Key("raw", props["source_name"].removeprefix("raw_"), props["name"]).path)
-        layer, subject = props["fqn"][1:3]
-        return dg.AssetKey(Key(layer, subject, props.get("alias") or props["name"]).path)
+    results: Mapping[str, Mapping[str, Any]]
 
-    def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str | None:
-        return Key(*self.get_asset_key(dbt_resource_props).path).group
+    def succeeded(self, node: str) -> bool:
+        return node in self.results and self.results[node]["status"] in ("success", "pass")
 
-    def get_description(self, dbt_resource_props: Mapping[str, Any]) -> str:
-        return str(dbt_resource_props.get("description", "")).strip()
+    def failures(self) -> list[str]:
+        """Each table that failed or was left out, with dbt's message."""
+        return [
+            f"{name.split('.')[2]}: {r['message'] or r['status']}"
+            for name, r in self.results.items()
+            if r["status"] in ("error", "fail", "skipped", "runtime error") and name.startswith("model.")
+        ]
 
 
-def dbt_tables(manifest: Path) -> list[dg.AssetsDefinition]:
+def dbt_tables(manifest: Manifest) -> list[dg.AssetsDefinition]:
     """The two dbt steps."""
-    translator = _Translator(DagsterDbtTranslatorSettings(enable_code_references=False))
+    return [
+        _step("tables", manifest.of_layers("staging", "marts")),
+        _step("feature_tables", manifest.of_layers("features")),
+    ]
 
-    @dbt_assets(
-        manifest=manifest,
-        name="tables",
-        select="fqn:headwater.staging fqn:headwater.marts",
-        dagster_dbt_translator=translator,
+
+def _step(name: str, part: Manifest) -> dg.AssetsDefinition:
+    @dg.multi_asset(
+        name=name,
+        specs=[_asset_spec(t) for t in part.tables],
+        check_specs=[_check_spec(t) for t in part.tests],
+        can_subset=True,
     )
-    def tables(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> Iterator[Any]:
-        yield from _build(context, platform, translator)
+    def step(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> Iterator[Any]:
+        selected = {Key(*key.path) for key in context.selected_asset_keys}
+        tables = [t for t in part.tables if t.key in selected]
+        checks = {(Key(*k.asset_key.path), k.name) for k in context.selected_asset_check_keys}
+        tests = [t for t in part.tests if (t.table, t.name) in checks]
+        yield from _build(context, platform, tables, tests)
 
-    @dbt_assets(
-        manifest=manifest,
-        name="feature_tables",
-        select="fqn:headwater.features",
-        dagster_dbt_translator=translator,
+    return step
+
+
+def _asset_spec(table: DbtTable) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        table.key.path,
+        deps=[k.path for k in table.inputs],
+        group_name=table.key.group,
+        description=table.description,
+        owners=list(table.owners),
+        kinds={"dbt", "duckdb"},
+        code_version=table.checksum,
+        skippable=True,
     )
-    def feature_tables(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> Iterator[Any]:
-        yield from _build(context, platform, translator)
-
-    return [tables, feature_tables]
 
 
-def _build(context: dg.AssetExecutionContext, platform: Platform, translator: _Translator) -> Iterator[Any]:
+def _check_spec(test: DbtTest) -> dg.AssetCheckSpec:
+    return dg.AssetCheckSpec(test.name, asset=test.table.path, description=test.description, blocking=test.blocking)
+
+
+def _build(
+    context: dg.AssetExecutionContext, platform: Platform, tables: Sequence[DbtTable], tests: Sequence[DbtTest]
+) -> Iterator[Any]:
     """Report the last build when nothing upstream changed, else run dbt, publish to the lake and report that."""
     watch = Stopwatch()
-    selected = sorted(Key(*key.path) for key in context.selected_asset_keys)
-    upstream = sorted(Key(*k.path) for k in context.assets_def.dependency_keys if k not in context.selected_asset_keys)
+    made = {t.key for t in tables}
+    upstream = sorted({k for t in tables for k in t.inputs} - made)
     # A run of some of the tables is a build of its own: it says nothing about the others.
-    name = f"{context.op.name}:{fingerprint({'tables': [k.slashed for k in selected]})[:12]}"
+    name = f"{context.op.name}:{fingerprint({'tables': sorted(t.key.slashed for t in tables)})[:12]}"
     wanted = fingerprint(
         {"code": code_version("dbt_project", "lake"), **{k.slashed: platform.lake.version(k) for k in upstream}}
     )
@@ -81,60 +98,80 @@ def _build(context: dg.AssetExecutionContext, platform: Platform, translator: _T
     kept = platform.settings.warehouse_path.exists() and not forced(context)
     last = platform.ledger.unchanged(name, wanted) if kept else None
     if last is None:
-        reports = _run_dbt(context, platform, translator, upstream, selected)
-        platform.ledger.record(name, wanted, {"version": wanted[:16], "reports": reports})
+        run = _run_dbt(context, platform, tables, tests, [k for k in upstream if k.layer == "raw"])
+        reports = _reports(platform, tables, tests, run)
+        if not run.failures():
+            platform.ledger.record(name, wanted, {"version": wanted[:16], "reports": reports})
     else:
-        reports = list(last.outcome["reports"])
-    used = {k: round(v / max(1, len(selected)), 3) for k, v in watch.metadata().items()}
+        run, reports = None, list(last.outcome["reports"])
+    used = {k: round(v / max(1, len(tables)), 3) for k, v in watch.metadata().items()}
     for report in reports:
-        yield _event(report, {"rebuilt": last is None, **used})
+        yield _event(report, {"rebuilt": run is not None, **used})
+    if run and (failed := run.failures()):
+        raise dg.Failure("dbt: " + "; ".join(failed), allow_retries=False)
 
 
 def _run_dbt(
     context: dg.AssetExecutionContext,
     platform: Platform,
-    translator: _Translator,
-    upstream: Sequence[Key],
-    selected: Sequence[Key],
-) -> list[dict[str, Any]]:
-    """One `dbt build`; returns what each table and test reported, serialised as the ledger keeps it."""
-    from lake.warehouse import publish, refresh_sources
+    tables: Sequence[DbtTable],
+    tests: Sequence[DbtTest],
+    sources: Sequence[Key],
+) -> _DbtRun:
+    """One `dbt build` of these tables and tests over the raw tables as they are now."""
+    from dagster_dbt import DbtCliResource
+
+    from lake.warehouse import refresh_sources
 
     settings = platform.settings
-    refresh_sources(settings.warehouse_path, platform.lake, [k for k in upstream if k.layer == "raw"])
-    os.environ["DBT_WAREHOUSE_PATH"] = str(settings.warehouse_path)  # dbt's profile reads it, here and in the child
+    refresh_sources(settings.warehouse_path, platform.lake, sources)
+    os.environ["DBT_WAREHOUSE_PATH"] = str(settings.warehouse_path)  # dbt's profile reads it
     dbt = DbtCliResource(project_dir=str(DBT_PROJECT), profiles_dir=str(DBT_PROJECT), dbt_executable=dbt_executable())
+    chosen = " ".join(node.split(".")[2] for node in [*(t.node for t in tables), *(t.node for t in tests)])
     # A target folder of its own beside the data: the second step and the next run reuse the first one's parse.
     target = settings.home / "dbt" / "target"
-    invocation = dbt.cli(["build"], context=context, dagster_dbt_translator=translator, target_path=target)
-    events = list(invocation.stream())
-    published = publish(settings.warehouse_path, platform.lake, selected)
-    compiled = invocation.get_artifact("manifest.json")
-    columns = column_metadata(compiled, translator.get_asset_key, settings.warehouse_path, selected)
-    reports = [_packed(context, event, published, columns) for event in events]
-    if missing := {key.slashed for key in selected} - {r["table"] for r in reports if "version" in r}:
-        raise dg.Failure(f"dbt reported nothing of {', '.join(sorted(missing))}")
-    return reports
+    arguments = ["build", "--select", chosen, "--indirect-selection", "empty"]
+    invocation = dbt.cli(arguments, target_path=target, raise_on_error=False).wait()
+    if not (target / "run_results.json").is_file() or invocation.process.returncode not in (0, 1):
+        raise dg.Failure(f"dbt could not start: {invocation.get_error()}", allow_retries=False)
+    results = {r["unique_id"]: r for r in invocation.get_artifact("run_results.json")["results"]}
+    if missing := sorted({t.node for t in tables} - set(results)):
+        raise dg.Failure(f"dbt reported nothing of {', '.join(missing)}: {invocation.get_error()}")
+    return _DbtRun(results)
 
 
-def _packed(
-    context: dg.AssetExecutionContext,
-    event: Any,
-    published: Mapping[Key, "Published"],
-    columns: Mapping[Key, Mapping[str, Any]],
-) -> dict[str, Any]:
-    if isinstance(event, dg.AssetCheckResult):
-        return packed_check(event)
-    key = Key(*context.asset_key_for_output(event.output_name).path)
-    metadata: dict[str, Any] = {
-        **event.metadata,
-        **columns[key],
-        "dagster/row_count": dg.MetadataValue.int(published[key].rows),
-    }
+def _reports(
+    platform: Platform, tables: Sequence[DbtTable], tests: Sequence[DbtTest], run: _DbtRun
+) -> list[dict[str, Any]]:
+    """Publish what was built; what each table and test reports, as the ledger keeps it."""
+    from lake.warehouse import publish
+
+    built = [t for t in tables if run.succeeded(t.node)]
+    path = platform.settings.warehouse_path
+    published = publish(path, platform.lake, [t.key for t in built])
+    columns = column_metadata(built, {t.node: run.results[t.node]["compiled_code"] for t in built}, path)
+    reports: list[dict[str, Any]] = []
+    for table in built:
+        found = published[table.key]
+        metadata: dict[str, Any] = {
+            **columns[table.key],
+            "dagster/row_count": dg.MetadataValue.int(found.rows),
+            "dbt_s": dg.MetadataValue.float(round(run.results[table.node]["execution_time"], 3)),
+        }
+        shown = dg.serialize_value(metadata)
+        reports.append({"table": table.key.slashed, "version": f"delta-{found.version}", "metadata": shown})
+    return reports + [_tested(t, run) for t in tests if t.node in run.results]
+
+
+def _tested(test: DbtTest, run: _DbtRun) -> dict[str, Any]:
+    result = run.results[test.node]
     return {
-        "table": key.slashed,
-        "version": f"delta-{published[key].version}",
-        "metadata": dg.serialize_value(metadata),
+        "check": test.name,
+        "table": test.table.slashed,
+        "passed": run.succeeded(test.node),
+        "severity": "block" if test.blocking else "warn",
+        "message": f"{test.table}: {result['message']}" if result["message"] else "",
+        "metadata": {"failures": result["failures"] or 0, "dbt_status": result["status"]},
     }
 
 
