@@ -3,9 +3,9 @@
     python bench/pit.py --rows 50000 1000000 [--timeout 300]
 
 One data set for all: 3 feature views (Parquet with event and created timestamps; a tenth of the rows are known late,
-some instants repeat) and entity rows of which some come before any value and some are given twice. Each store runs in a
-process of its own, through Feast's `get_historical_features(...).to_arrow()`; imports and set-up are not counted. Feast's
-stores run twice: by default, which returns values that were not known yet, and with `filter_by_created_timestamp`.
+some instants repeat) and entity rows, some before any value and some given twice. Each store runs in a process of its
+own, through Feast's `get_historical_features(...).to_arrow()`; imports and set-up are not counted. Feast's stores run
+twice: by default, which returns values that were not known yet, and with `filter_by_created_timestamp`.
 `ours, arrow` is given Arrow instead of pandas.
 
 The oracle is plain numpy, row by row, on the first ORACLE_ROWS entity rows; a row that a store does not return is lost,
