@@ -273,10 +273,11 @@ class _Sklearn:
     kind: str = "onnx"
 
     def score(self, rows: Matrix) -> Matrix:
-        prepared = self.preparation.apply(rows)
-        scores = (
-            self.estimator.predict_proba(prepared)[:, 1] if self.task == "binary" else self.estimator.predict(prepared)
-        )
+        from threadpoolctl import threadpool_limits
+
+        prepared, estimator = self.preparation.apply(rows), self.estimator
+        with threadpool_limits(THREADS):
+            scores = estimator.predict_proba(prepared)[:, 1] if self.task == "binary" else estimator.predict(prepared)
         return np.asarray(scores, dtype=np.float64).reshape(-1)
 
     def save(self, file: Path) -> None:

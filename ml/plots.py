@@ -26,9 +26,7 @@ def draw(task: str, trained: Trained) -> dict[str, bytes]:
         else {"predicted_actual.png": _predicted_actual, "residuals.png": _residuals}
     )
     pictures = {n: _png(partial(p, labels=holdout.labels, scores=holdout.scores)) for n, p in panels.items()}
-    shares = trained.fitted.importance()
-    if shares is not None:
-        pictures["importance.png"] = _png(partial(_importance, names=trained.encoding.names, shares=shares))
+    pictures["importance.png"] = _png(partial(_importance, names=trained.encoding.names, shares=trained.importance))
     return pictures
 
 

@@ -91,7 +91,8 @@ _FEATURES = """
 WITH entity AS (
     SELECT customer_id, event_timestamp AS t, row_number() OVER () AS row_no FROM asked
 ), seen AS (
-    SELECT row_no, t, l.* FROM entity JOIN lines AS l USING (customer_id) WHERE l.invoiced_at <= t
+    SELECT row_no, t, l.* REPLACE (amount::DECIMAL(18, 4) AS amount)
+    FROM entity JOIN lines AS l USING (customer_id) WHERE l.invoiced_at <= t
 ), found AS (
     SELECT row_no,
         count(DISTINCT invoice_no) FILTER (bought AND invoiced_at > t - INTERVAL 7 DAY) AS txn_count_7d,
@@ -126,14 +127,14 @@ def write_shop(lake: Lake, lines: pa.Table, now: datetime) -> Shop:
     return Shop(lake, lines, now)
 
 
-def small_lines(customers: int = 300, days: int = 400, seed: int = 3) -> pa.Table:
+def small_lines(customers: int = 800, days: int = 400, seed: int = 3) -> pa.Table:
     """Customers who buy at rates of their own and stop one day: what the past says about the future is learnable."""
     rng = np.random.default_rng(seed)
     start = datetime(2020, 1, 1)
     rows = []
     for customer in range(1, customers + 1):
-        gap, spend = float(rng.gamma(2.0, 12.0)) + 2, float(rng.lognormal(4, 1))
-        day, stop = float(rng.uniform(0, days * 0.6)), float(rng.uniform(days * 0.3, days * 1.6))
+        gap, spend = float(rng.lognormal(3.8, 1.0)) + 1, float(rng.lognormal(4, 1))
+        day, stop = float(rng.uniform(0, days * 0.6)), float(rng.uniform(days * 0.4, days * 4))
         while day < min(days, stop):
             at = start + timedelta(minutes=int(day * 1440))
             refund = bool(rng.random() < 0.05)
