@@ -92,7 +92,7 @@ def _build(
     # A run of some of the tables is a build of its own: it says nothing about the others.
     name = f"{context.op.name}:{fingerprint({'tables': sorted(t.key.slashed for t in tables)})[:12]}"
     wanted = fingerprint(
-        {"code": code_version("dbt_project", "lake"), **{k.slashed: platform.lake.version(k) for k in upstream}}
+        {"code": code_version("dbt_project", "lake", "assets"), **{k.slashed: platform.lake.version(k) for k in upstream}}
     )
     # The warehouse is scratch and may have been deleted: then the tables are made again.
     kept = platform.settings.warehouse_path.exists() and not forced(context)
@@ -126,7 +126,10 @@ def _run_dbt(
     settings = platform.settings
     refresh_sources(settings.warehouse_path, platform.lake, sources)
     os.environ["DBT_WAREHOUSE_PATH"] = str(settings.warehouse_path)  # dbt's profile reads it
-    dbt = DbtCliResource(project_dir=str(DBT_PROJECT), profiles_dir=str(DBT_PROJECT), dbt_executable=dbt_executable())
+    project = str(DBT_PROJECT)
+    dbt = DbtCliResource(
+        project_dir=project, profiles_dir=project, dbt_executable=dbt_executable(), global_config_flags=["--quiet"]
+    )
     chosen = " ".join(node.split(".")[2] for node in [*(t.node for t in tables), *(t.node for t in tests)])
     # A target folder of its own beside the data: the second step and the next run reuse the first one's parse.
     target = settings.home / "dbt" / "target"
@@ -146,7 +149,8 @@ def _reports(
     """Publish what was built; what each table and test reports, as the ledger keeps it."""
     from lake.warehouse import publish
 
-    built = [t for t in tables if run.succeeded(t.node)]
+    by_node = {t.node: t for t in tables}
+    built = [by_node[node] for node in run.results if node in by_node and run.succeeded(node)]  # inputs come first
     path = platform.settings.warehouse_path
     published = publish(path, platform.lake, [t.key for t in built])
     columns = column_metadata(built, {t.node: run.results[t.node]["compiled_code"] for t in built}, path)
