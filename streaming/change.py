@@ -63,7 +63,7 @@ def parse_sql(records: str, columns: Sequence[str]) -> str:
         SELECT *, parsed.op AS op,
             CASE WHEN parsed.op = 'd' THEN TRY(from_json(parsed.before, '{{{shape}}}')) ELSE parsed.after END AS row,
             coalesce(TRY_CAST(parsed.source.ts_us::VARCHAR AS BIGINT),
-                TRY_CAST(parsed.source.ts_ms::VARCHAR AS BIGINT) * 1000) AS ts,
+                TRY(TRY_CAST(parsed.source.ts_ms::VARCHAR AS BIGINT) * 1000)) AS ts,
             TRY_CAST(parsed.source.lsn::VARCHAR AS BIGINT) AS lsn,
             TRY_CAST(parsed.source.txId::VARCHAR AS BIGINT) AS tx_id
         FROM envelopes"""

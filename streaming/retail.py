@@ -130,6 +130,12 @@ def _price_sql(column: str) -> str:
 
 
 def _instant_sql(column: str, kind: pa.DataType) -> str:
+    """A date outside 1900 to 2199 is a typing error, and one in the year 20110 would become everybody's present."""
+    instant = _any_instant_sql(column, kind)
+    return f"CASE WHEN year({instant}) BETWEEN 1900 AND 2199 THEN {instant} END"
+
+
+def _any_instant_sql(column: str, kind: pa.DataType) -> str:
     if pa.types.is_timestamp(kind):
         # An instant with a zone becomes its UTC clock reading; the session's zone must not shift it.
         return f"({column} AT TIME ZONE 'UTC')" if kind.tz else f"{column}::TIMESTAMP"

@@ -140,7 +140,7 @@ FROM imaged ORDER BY lsn"""
 _REFUNDED = """
 CREATE TEMP TABLE refunded AS
 WITH matched AS (
-    SELECT r.seq, r.tx_id, r.event_at, r.landed_at, r.stock_code, s.invoice_no, -r.quantity AS units,
+    SELECT r.seq, r.tx_id, r.event_at, r.landed_at, r.stock_code, s.invoice_no, -(r.quantity::HUGEINT) AS units,
         abs(TRY_CAST(r.unit_price_gbp AS DECIMAL(16, 4)) * TRY_CAST(r.quantity AS INTEGER)) AS gbp
     FROM (FROM line WHERE kind = 'refund' AND quantity < 0) r
     ASOF JOIN (FROM line WHERE is_sale AND customer_id IS NOT NULL) s

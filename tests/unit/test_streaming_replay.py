@@ -390,7 +390,7 @@ def test_broken_lines_survive_as_nulls_in_their_place(log: SqliteLog) -> None:
             (None, None, None, None, None, None, None, None),
             ("3", "A", 1, 1e300, 7, 2),
             ("3", "A", 2**62, 1.0, 7, 2),
-            ("C4", "A", -(2**62), 1e300, 7, 3),
+            ("C4", "A", -(2**63), 1e300, 7, 3),
         ),
     )
     rows = read(log, "order_lines")

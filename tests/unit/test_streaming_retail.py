@@ -110,6 +110,8 @@ def test_any_column_order_extra_columns_quotes_and_other_spellings(tmp_path: Pat
         ("InvoiceDate", "40513.351388888885", datetime(2010, 12, 1, 8, 26)),
         ("InvoiceDate", "31/12/2010 8:26", None),
         ("InvoiceDate", "yesterday", None),
+        ("InvoiceDate", "20110-12-01 08:26", None),
+        ("InvoiceDate", "0011-12-01 08:26", None),
         ("InvoiceDate", "", None),
     ],
 )
