@@ -10,7 +10,7 @@ Errors: NotTrained               no honest model can be made of what there is; t
           ├─ TooFewRows          fewer entity rows than the gate asks for
           ├─ OneClass            every label of a binary model is the same
           └─ FeaturesMissing     the feature service did not return what was asked for
-        DigestMismatch   a stored training set is not what its digest says
+        DigestMismatch           a stored training set is not what its digest says
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from catalog.keys import Key
 from catalog.spec import Label, Model
 from lake.tables import Lake, quoted
 from ml.algorithms import Fitted, fit
-from ml.encoding import Encoding, Matrix, fit_encoding
+from ml.encoding import Encoding, Matrix, dtype_of, fit_encoding
 from ml.evaluation import Evaluation, HoldOut, evaluate
 
 __all__ = [
@@ -229,9 +229,11 @@ def build_training_set(model: Model, lake: Lake, retrieve: Retrieve, now: dateti
 
 
 def restore_training_set(model: Model, table: pa.Table, built_at: datetime, digest: str) -> TrainingSet:
-    """A stored training set. Raises DigestMismatch when the table is not the one that the digest was taken of."""
+    """A training set that was stored, its rows in any order. Raises DigestMismatch when it is not the one recorded."""
     if (found := content_digest(table)) != digest:
         raise DigestMismatch(f"{model.name}: the stored training set has digest {found}, {digest} was recorded")
+    # A fit depends on the order of rows, and files come back in any.
+    table = table.sort_by([("cutoff", "ascending"), ("customer_id", "ascending")])
     cutoffs = sorted(table.filter(pc.invert(table["is_holdout"]))["cutoff"].unique().to_pylist())
     holdout = table.filter(table["is_holdout"])["cutoff"][0].as_py()
     features = tuple(name for name in table.column_names if name in {r.partition(":")[2] for r in model.features})
@@ -269,13 +271,14 @@ def _features_of(model: Model, entities: pa.Table, table: pa.Table) -> tuple[str
 def content_digest(table: pa.Table) -> str:
     """sha256 of every value of a table with `cutoff` and `customer_id`: names, types, nulls and values, by sorted rows.
 
-    The order and chunking of rows do not matter. A sampled digest would not notice a change in most rows.
+    The order and chunking of rows do not matter, nor the width of text offsets. A sampled digest would not notice a
+    change in most rows.
     """
     ordered = table.sort_by([("cutoff", "ascending"), ("customer_id", "ascending")]).combine_chunks()
     digest = hashlib.sha256(str(ordered.num_rows).encode())
     for name in ordered.column_names:
         column = ordered.column(name).combine_chunks()
-        digest.update(f"\0{name}\0{column.type}\0".encode())
+        digest.update(f"\0{name}\0{dtype_of(column.type)}\0".encode())
         digest.update(pc.cast(column.is_valid(), pa.uint8()).to_numpy().tobytes())
         for part in _canonical(column):
             digest.update(part)

@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 import pytest
 from models_shop import RETAIL, Shop, model_named, retail_shop, retrieval, small_lines, small_shop, write_shop
 
+from catalog.keys import training_set
 from lake.tables import Lake
 from ml.training import (
+    DigestMismatch,
     FeaturesMissing,
     NotEnoughHistory,
     OneClass,
@@ -24,6 +26,7 @@ from ml.training import (
     build_training_set,
     content_digest,
     plan_cutoffs,
+    restore_training_set,
     train,
     training_entities,
 )
@@ -170,6 +173,19 @@ def test_the_digest_sees_every_value_and_no_order(shop: Shop) -> None:
             column = pa.array([*values[:row], changed, *values[row + 1 :]], table[name].type)
             other = table.set_column(table.column_names.index(name), name, column)
             assert content_digest(other) != digest, name
+
+
+def test_a_stored_training_set_comes_back_the_same(shop: Shop) -> None:
+    churn, key = model_named("churn"), training_set("churn")
+    built = build_training_set(churn, shop.lake, shop.retrieve, shop.now)
+    shuffled = built.table.take(np.random.default_rng(2).permutation(built.table.num_rows))
+    shop.lake.overwrite(key, shuffled)
+    restored = restore_training_set(churn, shop.lake.read(key), shop.now, built.digest)
+    assert restored.table.equals(built.table)
+    assert (restored.features, restored.cutoffs, restored.digest) == (built.features, built.cutoffs, built.digest)
+    shop.lake.append(key, shuffled.slice(0, 1))
+    with pytest.raises(DigestMismatch, match="was recorded"):
+        restore_training_set(churn, shop.lake.read(key), shop.now, built.digest)
 
 
 @pytest.mark.parametrize(
