@@ -157,8 +157,8 @@ class AsOfOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast ships no ty
             )
             keys = ", ".join(f'"{k}"' for k in join_key_columns)
             return connection.sql(f"""
-                SELECT {chosen} FROM ({points}) WHERE event_at >= {_us(start_date)}
-                QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY holds_from DESC) = 1
+                SELECT {chosen} FROM ({points}) WHERE __event_at >= {_us(start_date)}
+                QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY __holds_from DESC) = 1
             """).to_arrow_table()
 
         return AsOfRetrievalJob(query)
@@ -282,7 +282,8 @@ def _delta_relation(path: Path, connection: duckdb.DuckDBPyConnection) -> str:
     table = DeltaTable(str(path))
     files = table.file_uris()
     if files and not table.metadata().partition_columns:
-        return f"read_parquet([{', '.join(_quoted(f) for f in files)}])"
+        # By name: an older file of a table whose columns grew lacks the new ones.
+        return f"read_parquet([{', '.join(_quoted(f) for f in files)}], union_by_name = true)"
     name = f"delta_{abs(hash(str(path)))}"
     connection.register(name, table.to_pyarrow_dataset())
     return name

@@ -71,7 +71,7 @@ class OnlineReader:
         self._lock = threading.Lock()
         self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False, timeout=30)
         self._loaded: dict[str, _Loaded] | None = None
-        self._compiled: tuple[FeaturePlan, tuple[StoredView, ...], tuple[_Access, ...]] | None = None
+        self._compiled: dict[str, tuple[FeaturePlan, tuple[StoredView, ...], tuple[_Access, ...]]] = {}
 
     def close(self) -> None:
         """Close the file; the reader is of no use afterwards."""
@@ -152,11 +152,11 @@ class OnlineReader:
     def _accesses(self, plan: FeaturePlan, views: tuple[StoredView, ...], now: datetime) -> tuple[_Access, ...]:
         for view in views:
             _expect_exact(view, now)
-        known = self._compiled
+        known = self._compiled.get(plan.service)
         if known is not None and known[0] is plan and known[1] == views:
             return known[2]
         accesses = tuple(_access(plan, view) for view in views)
-        self._compiled = (plan, views, accesses)
+        self._compiled[plan.service] = (plan, views, accesses)
         return accesses
 
 

@@ -105,15 +105,16 @@ def _points(
     horizon = "true"
     if exact_from is not None:
         horizon = (
-            f"event_at >= {exact_from - (view.ttl_us or 0)} AND "
-            f"(next_holds_from IS NULL OR next_holds_from > {exact_from})"
+            f"__event_at >= {exact_from - (view.ttl_us or 0)} AND "
+            f"(__next_holds_from IS NULL OR __next_holds_from > {exact_from})"
         )
     values = [_AS_NUMBER.get(dtype, '"{0}"').format(name) + f' AS "{name}"' for name, dtype in view.columns]
     points = change_points_sql(relation, [view.entity], view.event_timestamp, view.created_timestamp)
     return connection.sql(f"""
-        SELECT "{view.entity}" AS "entity key", event_at AS "event at", holds_from AS "holds from", {", ".join(values)}
+        SELECT "{view.entity}" AS "entity key", __event_at AS "event at", __holds_from AS "holds from",
+            {", ".join(values)}
         FROM (
-            SELECT *, lead(holds_from) OVER (PARTITION BY "{view.entity}" ORDER BY holds_from) AS next_holds_from
+            SELECT *, lead(__holds_from) OVER (PARTITION BY "{view.entity}" ORDER BY __holds_from) AS __next_holds_from
             FROM ({points})
         )
         WHERE {horizon}

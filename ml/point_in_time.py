@@ -68,27 +68,28 @@ def instants_us(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def change_points_sql(
     relation: str, keys: Sequence[str], event_timestamp: str, created_timestamp: str | None, unit: str = "us"
 ) -> str:
-    """A query for the rows that win when they become usable: the relation's columns, `event_at` and `holds_from`.
+    """A query for the rows that win when they become usable: the relation's columns, `__event_at` and `__holds_from`.
 
-    `event_at` and `holds_from` are integers in `unit` ("us" or "ns"). Rows without a key or an event time are left out.
+    Both are integers in `unit` ("us" or "ns"). Rows that lack a key or one of their instants are left out.
     """
     event = f'epoch_{unit}("{event_timestamp}")'
     known = f'greatest({event}, epoch_{unit}("{created_timestamp}"))' if created_timestamp else event
-    present = " AND ".join(f'"{k}" IS NOT NULL' for k in (*keys, event_timestamp))
+    stamps = [event_timestamp, *([created_timestamp] if created_timestamp else [])]
+    present = " AND ".join(f'"{name}" IS NOT NULL' for name in (*keys, *stamps))
     by_key = ", ".join(f'"{k}"' for k in keys)
-    order = "holds_from, event_at" + (f', "{created_timestamp}"' if created_timestamp else "")
+    order = "__holds_from, __event_at" + (f', "{created_timestamp}"' if created_timestamp else "")
     return f"""
-        SELECT * EXCLUDE (event_before, held_until)
+        SELECT * EXCLUDE (__event_before, __held_until)
         FROM (
             SELECT *,
-                max(event_at) OVER (
+                max(__event_at) OVER (
                     PARTITION BY {by_key} ORDER BY {order}
                     ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-                ) AS event_before,
-                lead(holds_from) OVER (PARTITION BY {by_key} ORDER BY {order}) AS held_until
-            FROM (SELECT *, {event} AS event_at, {known} AS holds_from FROM {relation} WHERE {present})
+                ) AS __event_before,
+                lead(__holds_from) OVER (PARTITION BY {by_key} ORDER BY {order}) AS __held_until
+            FROM (SELECT *, {event} AS __event_at, {known} AS __holds_from FROM {relation} WHERE {present})
         )
-        WHERE (event_before IS NULL OR event_at >= event_before) AND held_until IS DISTINCT FROM holds_from
+        WHERE (__event_before IS NULL OR __event_at >= __event_before) AND __held_until IS DISTINCT FROM __holds_from
     """
 
 
@@ -135,14 +136,14 @@ def _join_sql(view: AsOfView, unit: str, ttl: int | None, latest: int | None, ea
         limits.append(f'epoch_{unit}("{view.event_timestamp}") >= {earliest - ttl}')
     chosen = ", ".join(f'"{c}"' for c in {**stored, **stamps})
     usable = f"(SELECT {chosen} FROM {view.relation} WHERE {' AND '.join(limits)})"
-    valid = "true" if ttl is None else f"rows.at - points.event_at <= {ttl}"
+    valid = "true" if ttl is None else f"rows.at - points.__event_at <= {ttl}"
     values = [f'CASE WHEN {valid} THEN points."{c}" END AS "{name}"' for c, name in view.columns]
     values += [f'CASE WHEN {valid} THEN epoch_us(points."{c}") END AS "{name}"' for c, name in view.elapsed]
     matches = " AND ".join(f'rows.k{n} = points."{key}"' for n, key in enumerate(keys))
     return f"""
         WITH points AS ({change_points_sql(usable, keys, view.event_timestamp, view.created_timestamp, unit)})
         SELECT {", ".join(["rows.row_no", *values])}
-        FROM entity_rows AS rows ASOF LEFT JOIN points ON {matches} AND rows.at >= points.holds_from
+        FROM entity_rows AS rows ASOF LEFT JOIN points ON {matches} AND rows.at >= points.__holds_from
     """
 
 

@@ -126,6 +126,13 @@ def test_two_keys_and_other_names() -> None:
     assert join(stored, entities, view(keys=pairs)).column("v").to_pylist() == [20, 10, None]
 
 
+def test_columns_may_have_any_name() -> None:
+    """A timestamp field called event_at is common; nothing of the query's own may be shadowed by it."""
+    stored = table([(1, 5, 9, 7)]).rename_columns(["k", "event_at", "holds_from", "row_no"])
+    named = AsOfView("stored", (("k", "k"),), "event_at", "holds_from", 100, (("row_no", "at"), ("row_no", "event_at")))
+    assert join(stored, asked([(1, 8), (1, 9)]), named).column("at").to_pylist() == [None, 7]
+
+
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(EntityRowsError, match=r"entity rows lack k; found columns customer, t"):
         join(table([]), pa.table({"customer": [1], "t": [START]}), view())
