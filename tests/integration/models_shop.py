@@ -139,7 +139,7 @@ def small_lines(customers: int = 800, days: int = 400, seed: int = 3) -> pa.Tabl
             at = start + timedelta(minutes=int(day * 1440))
             refund = bool(rng.random() < 0.05)
             country = "United Kingdom" if customer % 5 else ("France" if customer % 2 else "Spain")
-            amount = round(float(spend * rng.lognormal(0, 0.3)), 2)
+            amount = round(float(spend * rng.lognormal(0, 0.9)), 2)
             number = f"{'C' if refund else ''}{500000 + len(rows)}"
             rows.append((customer, number, f"S{rng.integers(50)}", country, at, amount, not refund, refund))
             day += float(rng.exponential(gap)) + 0.01
