@@ -152,7 +152,9 @@ def _show_upright(rows: Sequence[Mapping[str, Any]]) -> None:
 @_CUSTOMER
 @_JSON
 def predict(model: str, customers: tuple[int, ...], as_json: bool) -> None:
-    """Predict with MODEL's deployed version, exactly as the API does; logged like there.
+    """Predict with MODEL's deployed version, as the API does, and log it.
+
+    The same code as the API's, in this process: the answer is the same and lands in predictions.<model>.served.
 
     \b
     Examples:

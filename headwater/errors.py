@@ -52,6 +52,7 @@ KNOWN: dict[str, int] = {
     "serving.problems.NotDeployed": NOT_YET,
     "serving.problems.FeaturesUnavailable": NOT_YET,
     "serving.problems.Problem": FAILED,
+    "serving.server.AddressError": FAILED,
     "headwater.entities_file.EntitiesError": FAILED,
 }
 

@@ -23,7 +23,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of te
 @click.command()
 @_JSON
 def models(as_json: bool) -> None:
-    """Every model's versions: aliases, gate, who trained and approved them, what serves.
+    """Every model's versions: aliases, gate, who promoted them, what serves.
 
     \b
     Examples:
@@ -77,7 +77,7 @@ def _served_version(endpoints: Path, model: str) -> str | None:
 @click.option("--version", metavar="N", help="A version of the registry.  [default: the champion, else the candidate]")
 @_JSON
 def lineage(model: str, version: str | None, as_json: bool) -> None:
-    """Where a version comes from: run, data digest, code commit, features, parameters, metrics, approver.
+    """Where a version comes from: run, data, code, parameters, metrics, approver.
 
     \b
     Examples:
@@ -115,7 +115,7 @@ def approve(model: str, version: str, by: str, note: str) -> None:
 @click.option("--by", metavar="NAME", help="Who decides.  [default: HEADWATER_ACTOR]")
 @click.option("--note", metavar="TEXT", default="rolled back", show_default=True, help="Why; kept with the version.")
 def rollback(model: str, by: str | None, note: str) -> None:
-    """Return MODEL to the champion before the present one; servers pick it up by themselves.
+    """Return MODEL to the champion before the present one, and deploy it.
 
     \b
     Example:

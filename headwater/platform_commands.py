@@ -36,7 +36,7 @@ def run(ctx: click.Context, full: bool, select: str | None) -> None:
 @click.command()
 @click.pass_context
 def dev(ctx: click.Context) -> None:
-    """Dagster UI and daemon, the prediction API and the MLflow UI, until ctrl-C.
+    """Dagster UI and daemon, prediction API and MLflow UI, until ctrl-C.
 
     \b
     Example:
@@ -50,7 +50,9 @@ def dev(ctx: click.Context) -> None:
 @click.command()
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: HEADWATER_API_PORT]")
 def serve(port: int | None) -> None:
-    """The prediction API, until ctrl-C; a new champion is picked up without restart.
+    """The prediction API alone, until ctrl-C.
+
+    A new champion and new features are picked up without restart; if a new one is broken, the last good one goes on.
 
     It listens on HEADWATER_API_HOST (loopback by default: there is no access control yet). The API's own documentation
     is at /docs.

@@ -65,11 +65,13 @@ class Watched(Generic[Loaded]):
         files: Callable[[], Iterable[Path]],
         load: Callable[[], Loaded],
         errors: tuple[type[Exception], ...],
+        describe: Callable[[Loaded], str] = str,
     ) -> None:
         self.name = name
         self._files = files
         self._load = load
         self._errors = errors
+        self._describe = describe
         self._seen: object = None
         self._rounds_until_retry = 0
         self.slot: Slot[Loaded] = Slot()
@@ -83,11 +85,12 @@ class Watched(Generic[Loaded]):
             return False
         self._seen, self._rounds_until_retry = seen, _RETRY_ROUNDS
         try:
-            self.slot = Slot(self._load(), None, self.slot.failures)
+            loaded = self._load()
         except self._errors as error:
             self._refused(str(error), absent=not seen)
             return False
-        logger.info("%s: loaded %s", self.name, self.slot.loaded)
+        self.slot = Slot(loaded, None, self.slot.failures)
+        logger.info("%s: %s", self.name, self._describe(loaded))
         return True
 
     def _refused(self, problem: str, absent: bool) -> None:

@@ -208,6 +208,7 @@ def _online_store(path: Path) -> Watched[OnlineReader]:
         lambda: (path, path.with_name(path.name + "-wal")),
         _Preloaded(path).load,
         (FeatureError, OSError, sqlite3.Error, ValueError, KeyError),
+        lambda reader: ", ".join(f"{view} generation {n}" for view, n in reader.generations().items()),
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +136,8 @@ def test_new_features_are_picked_up_without_restart(shop: Shop) -> None:
         materialise(settings, with_later=True)
         found = next(r for _ in range(5_000) if (r := predict(client, LATER)).status_code == 200)
         assert found.json()["predictions"][0]["customer_id"] == LATER
-        settings.online_path.write_bytes(b"this is no store")
+        (settings.home / "broken").write_bytes(b"this is no store")
+        (settings.home / "broken").replace(settings.online_path)
         problems = until(client, "/readyz", lambda answer: answer["status"] == "degraded")["problems"]
         assert "online features" in problems
         assert predict(client, LATER).status_code == 200
@@ -236,3 +240,33 @@ def test_the_serving_path_imports_no_registry_and_no_frame(shop: Shop) -> None:
         check=True,
     )
     assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_the_server_process_drains_its_log_when_it_is_told_to_stop(shop: Shop, stop: signal.Signals) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "headwater.cli", "serve", "--port", str(port)]
+    settings = {**os.environ, **environment(shop[0].home)}
+    with subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            assert any("Application startup complete" in line for line in process.stderr)
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+                assert predict(client, 10, 11).status_code == 200
+        finally:
+            process.send_signal(stop)
+        said = process.stderr.read()
+    assert "Application shutdown complete" in said
+    assert process.returncode == (0 if stop == signal.SIGINT else -signal.SIGTERM)
+    assert logged(shop[0]) == ["10", "11"]
+
+
+def test_a_port_that_is_taken_is_one_line_and_exit_code_1(shop: Shop) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        command = [sys.executable, "-m", "headwater.cli", "serve", "--port", str(taken.getsockname()[1])]
+        settings = {**os.environ, **environment(shop[0].home)}
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("headwater: cannot listen on 127.0.0.1 port")
+    assert len(done.stderr.splitlines()) == 1
