@@ -75,7 +75,9 @@ def dev(settings: Settings) -> int:
         print(problem, file=sys.stderr)
         return 1
     dagster_instance(settings).dispose()
-    signal.signal(signal.SIGTERM, _interrupt)
+    # Explicitly, SIGINT too: a shell starts background jobs with it ignored, and our children would inherit that.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
     # Sensors act alone here; a plain `dagster dev` leaves them off unless HEADWATER_AUTOMATION=on.
     environment = {**os.environ, "HEADWATER_HOME": str(settings.home), "DAGSTER_HOME": str(settings.dagster_home)}
     environment.setdefault("HEADWATER_AUTOMATION", "on")
