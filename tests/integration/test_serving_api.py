@@ -145,6 +145,7 @@ def test_only_json_is_read(client: httpx.Client, headers: dict[str, str], status
     ("method", "path", "status", "said"),
     [
         ("POST", "/v1/models/nope:predict", 404, "found model 'nope', allowed is one of: churn, idle"),
+        ("POST", "/v1/models/%ff%00%0a:predict", 404, "allowed is one of: churn, idle"),
         ("GET", "/v1/models/nope", 404, "allowed is one of: churn, idle"),
         ("GET", "/v1/models/nope/card", 404, "allowed is one of: churn, idle"),
         ("GET", "/v2", 404, "found '/v2'"),
