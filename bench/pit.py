@@ -122,10 +122,12 @@ def compare(folder: Path, rows: int, stores: list[str], timeout: float) -> None:
 def run(store: str, folder: Path, timeout: float) -> dict[str, Any]:
     (folder / "found.parquet").unlink(missing_ok=True)
     command = [sys.executable, "-W", "ignore", __file__, "--measure", store, str(folder)]
+    before = cpu_seconds(resource.RUSAGE_CHILDREN)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return {"error": f"given up after {timeout:.0f} s"}
+        spent = cpu_seconds(resource.RUSAGE_CHILDREN) - before
+        return {"error": f"given up after {timeout:.0f} s of wall time, {spent:.0f} s of CPU with its imports"}
     if done.returncode:
         return {"error": f"failed: {(done.stderr.strip().splitlines() or ['killed'])[-1][:150]}"}
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -190,8 +192,8 @@ def open_store(kind: str, folder: Path) -> Any:
     return store
 
 
-def cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+def cpu_seconds(who: int = resource.RUSAGE_SELF) -> float:
+    usage = resource.getrusage(who)
     return usage.ru_utime + usage.ru_stime
 
 
