@@ -136,6 +136,20 @@ def _sql_list(files: Sequence[str]) -> str:
     return "[" + ", ".join("'" + f.replace("'", "''") + "'" for f in files) + "]"
 
 
+# Spelled out because DuckDB imports pandas (a second) when it is handed an Arrow table to describe.
+_DUCKDB_TYPES = {
+    "int64": "BIGINT",
+    "int32": "INTEGER",
+    "double": "DOUBLE",
+    "string": "VARCHAR",
+    "bool": "BOOLEAN",
+    "timestamp[us]": "TIMESTAMP",
+    "date32[day]": "DATE",
+}
+
+
 def _duckdb_type(kind: pa.DataType) -> str:
+    if known := _DUCKDB_TYPES.get(str(kind)):
+        return known
     described = duckdb.arrow(pa.table({"c": pa.array([], kind)})).types[0]
     return str(described)

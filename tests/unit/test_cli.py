@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 
+from catalog.keys import Key
 from catalog.settings import SETTINGS
 from headwater.cli import SECTIONS, cli
 from headwater.errors import KNOWN, exit_code
 from headwater.output import show_json, show_table
+from lake import Lake
 
 
 def run(home: Path, *arguments: str, **environment: str) -> Result:
@@ -201,7 +204,8 @@ HEAVY = ("dagster", "mlflow", "feast", "pandas", "great_expectations", "evidentl
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_command_imports_only_what_it_needs(arguments: list[str], absent: tuple[str, ...], tmp_path: Path) -> None:
-    (tmp_path / "lake").mkdir()
+    empty = pa.table({"at": pa.array([], pa.timestamp("us")), "text": pa.array([], pa.string())})
+    Lake(tmp_path / "lake").overwrite(Key("raw", "shop", "orders"), empty)
     program = (
         "import sys\nfrom headwater.cli import cli\n"
         f"try:\n    cli.main({arguments!r}, prog_name='headwater')\n"
