@@ -36,7 +36,7 @@ def build_defs(
         assets=[
             stream_assets(catalog),
             *raw_assets(catalog),
-            *dbt_tables(read_manifest()),
+            *dbt_tables(read_manifest(settings.warehouse_path)),
             online_features(catalog),
             *(asset for model in catalog.models for asset in model_assets(model)),
             *(asset for model in catalog.models for asset in deployment_assets(model)),

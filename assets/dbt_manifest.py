@@ -18,9 +18,19 @@ from typing import Any
 from assets.build import PROJECT, code_version
 from catalog.keys import Key
 
-__all__ = ["DBT_PROJECT", "DbtParseError", "DbtTable", "DbtTest", "Manifest", "dbt_executable", "read_manifest"]
+__all__ = [
+    "DBT_PROJECT",
+    "PARTIAL_PARSE",
+    "DbtParseError",
+    "DbtTable",
+    "DbtTest",
+    "Manifest",
+    "dbt_executable",
+    "read_manifest",
+]
 
 DBT_PROJECT = PROJECT / "dbt_project"
+PARTIAL_PARSE = DBT_PROJECT / "target" / "partial_parse.msgpack"
 
 
 class DbtParseError(RuntimeError):
@@ -70,9 +80,12 @@ def dbt_executable() -> str:
     return str(Path(sys.executable).parent / "dbt")
 
 
-def read_manifest() -> Manifest:
-    """The manifest of the project as it is now. Raises DbtParseError."""
-    found = json.loads(_up_to_date().read_text())
+def read_manifest(warehouse_path: Path) -> Manifest:
+    """The manifest of the project as it is now. Raises DbtParseError.
+
+    `warehouse_path` is only named, not opened: a run on that very file can then reuse the parse (`PARTIAL_PARSE`).
+    """
+    found = json.loads(_up_to_date(warehouse_path).read_text())
     nodes: dict[str, Any] = {**found["nodes"], **found["sources"]}
     keys = {name: _key(node) for name, node in nodes.items() if node["resource_type"] in ("model", "source")}
     models = [n for n in nodes.values() if n["resource_type"] == "model"]
@@ -107,27 +120,27 @@ def _test(node: Mapping[str, Any], keys: Mapping[str, Key]) -> DbtTest:
     )
 
 
-def _up_to_date() -> Path:
+def _up_to_date(warehouse_path: Path) -> Path:
     target = DBT_PROJECT / "target"
     manifest, stamp = target / "manifest.json", target / "parsed.digest"
     digest = code_version("dbt_project")
     if manifest.is_file() and stamp.is_file() and stamp.read_text() == digest:
         return manifest
     with tempfile.TemporaryDirectory(prefix="headwater-dbt-") as scratch:
-        _parse(Path(scratch))
+        _parse(Path(scratch), warehouse_path)
         target.mkdir(exist_ok=True)
-        # Several processes may load the code location at once: the file appears whole or not at all.
-        draft = target / f".manifest.{os.getpid()}"
-        shutil.copy(Path(scratch) / "manifest.json", draft)
-        draft.replace(manifest)
+        # Several processes may load the code location at once: a file appears whole or not at all.
+        for file in (PARTIAL_PARSE, manifest):
+            draft = target / f".{file.name}.{os.getpid()}"
+            shutil.copy(Path(scratch) / file.name, draft)
+            draft.replace(file)
         stamp.write_text(digest)
     return manifest
 
 
-def _parse(scratch: Path) -> None:
+def _parse(scratch: Path, warehouse_path: Path) -> None:
     command = [dbt_executable(), "--quiet", "parse", *_project_arguments(scratch)]
-    # Parsing opens no warehouse; the file's name only gives the database its name.
-    environment = {**os.environ, "DBT_WAREHOUSE_PATH": str(scratch / "warehouse.duckdb")}
+    environment = {**os.environ, "DBT_WAREHOUSE_PATH": str(warehouse_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise DbtParseError(f"dbt could not parse {DBT_PROJECT.name}:\n{done.stdout}{done.stderr}")

@@ -12,6 +12,7 @@ from resources.platform import Platform
 __all__ = ["FEATURE_TABLES", "ONLINE", "online_features"]
 
 FEATURE_TABLES = (Key("features", "customer", "activity"), Key("features", "customer", "profile"))
+_CODE = ("ml/online_store.py", "ml/online_writer.py", "ml/packed.py", "ml/point_in_time.py", "feature_repo")
 ONLINE = Key("features", "customer", "online")
 
 
@@ -26,19 +27,20 @@ def online_features(catalog: Catalog) -> dg.AssetsDefinition:
         owners=["team:data-science"],
         kinds={"feast", "sqlite"},
         tags={"domain": "customers"},
-        code_version=code_version("ml/online_store.py"),
+        code_version=code_version(*_CODE),
     )
     def online(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult[Any]:
         from ml.features import materialize_online, online_views
 
+        now = platform.clock.now()
         tables = {key.slashed: platform.lake.version(key) for key in FEATURE_TABLES}
 
         def made() -> Built:
             views = online_views(platform.feature_store)
-            written = materialize_online(platform.lake, platform.settings.online_path, views)
+            written = materialize_online(platform.lake, platform.settings.online_path, views, now)
             return Built("+".join(f"{k.split('/')[-1]}-{v}" for k, v in tables.items()), {"rows": written})
 
-        depends = {"code": code_version("ml/online_store.py", "feature_repo"), **tables}
+        depends = {"code": code_version(*_CODE), "now": now, **tables}
         return build(context, platform, ONLINE, depends, made)
 
     return online

@@ -5,6 +5,7 @@ dagster-dbt runs it, and is imported only when it runs.
 """
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import dagster as dg
 from assets.build import Stopwatch, code_version, forced
 from assets.checks import unpacked_check
 from assets.column_metadata import column_metadata
-from assets.dbt_manifest import DBT_PROJECT, DbtTable, DbtTest, Manifest, dbt_executable
+from assets.dbt_manifest import DBT_PROJECT, PARTIAL_PARSE, DbtTable, DbtTest, Manifest, dbt_executable
 from catalog.keys import Key
 from lake.ledger import fingerprint
 from resources.platform import Platform
@@ -92,7 +93,10 @@ def _build(
     # A run of some of the tables is a build of its own: it says nothing about the others.
     name = f"{context.op.name}:{fingerprint({'tables': sorted(t.key.slashed for t in tables)})[:12]}"
     wanted = fingerprint(
-        {"code": code_version("dbt_project", "lake", "assets"), **{k.slashed: platform.lake.version(k) for k in upstream}}
+        {
+            "code": code_version("dbt_project", "lake", "assets"),
+            **{k.slashed: platform.lake.version(k) for k in upstream},
+        }
     )
     # The warehouse is scratch and may have been deleted: then the tables are made again.
     kept = platform.settings.warehouse_path.exists() and not forced(context)
@@ -119,20 +123,22 @@ def _run_dbt(
     sources: Sequence[Key],
 ) -> _DbtRun:
     """One `dbt build` of these tables and tests over the raw tables as they are now."""
-    from dagster_dbt import DbtCliResource
-
+    from assets.dbt_command import DbtCommand
     from lake.warehouse import refresh_sources
 
     settings = platform.settings
     refresh_sources(settings.warehouse_path, platform.lake, sources)
     os.environ["DBT_WAREHOUSE_PATH"] = str(settings.warehouse_path)  # dbt's profile reads it
     project = str(DBT_PROJECT)
-    dbt = DbtCliResource(
+    dbt = DbtCommand(
         project_dir=project, profiles_dir=project, dbt_executable=dbt_executable(), global_config_flags=["--quiet"]
     )
     chosen = " ".join(node.split(".")[2] for node in [*(t.node for t in tables), *(t.node for t in tests)])
     # A target folder of its own beside the data: the second step and the next run reuse the first one's parse.
     target = settings.home / "dbt" / "target"
+    if not target.exists() and PARTIAL_PARSE.exists():
+        target.mkdir(parents=True)
+        shutil.copy(PARTIAL_PARSE, target)
     arguments = ["build", "--select", chosen, "--indirect-selection", "empty"]
     invocation = dbt.cli(arguments, target_path=target, raise_on_error=False).wait()
     if not (target / "run_results.json").is_file() or invocation.process.returncode not in (0, 1):

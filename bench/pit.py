@@ -1,6 +1,6 @@
 """Point-in-time joins beside Feast's own file stores: CPU, wall, rows returned, mismatches against brute force.
 
-    python bench/pit.py --rows 50000 1000000 [--timeout 300]
+    python -m bench.pit --rows 50000 1000000 [--timeout 300]
 
 One data set for all: 3 feature views (Parquet with event and created timestamps; a tenth of the rows are known late,
 some instants repeat) and entity rows, some before any value and some given twice. Each store runs in a process of its
@@ -9,9 +9,8 @@ twice: by default, which returns values that were not known yet, and with `filte
 `ours, arrow` is given Arrow instead of pandas.
 
 The oracle is plain numpy, row by row, on the first ORACLE_ROWS entity rows; a row that a store does not return is lost,
-not a mismatch. Raw rows are printed; the last line names the ratios. Feast's DuckDB store needs packages that the main
-environment does not carry: `pip install --no-deps --target peers ibis-framework==12.0.0 atpublic toolz parsy
-pyarrow-hotfix`, then `PYTHONPATH=peers python bench/pit.py`.
+not a mismatch. Raw rows are printed; the last line names the ratios. Feast's DuckDB store
+needs ibis, which is among the development dependencies.
 """
 
 from __future__ import annotations

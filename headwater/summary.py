@@ -24,7 +24,7 @@ def summarise(settings: Settings, catalog: Catalog, result: Any, used: Mapping[s
     lake, ledger = Lake(settings.lake_dir), Ledger(settings.ledger_path)
     return {
         "success": result.success,
-        "tables": {key.dotted: {"rows": lake.rows(key)} for key in lake.keys()},
+        "tables": {key.dotted: {"rows": lake.rows(key)} for key in lake.keys()},  # noqa: SIM118  # a lake, not a dict
         "checks": _checks(result.get_asset_check_evaluations()),
         "models": {m.name: _model(ledger, m) for m in catalog.models},
         "assets": [_asset(event) for event in result.get_asset_materialization_events()],

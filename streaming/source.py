@@ -36,7 +36,7 @@ def source_lines(settings: Settings) -> pa.Table:
         name = _digest(settings.retail_data)
     cached = settings.home / "source" / f"{name}-{_reader_version()}.parquet"
     if cached.exists():
-        return pq.read_table(cached)
+        return pq.ParquetFile(cached).read()  # read_table would import pyarrow.dataset: a second
     cached.parent.mkdir(parents=True, exist_ok=True)
     lines = read_retail(settings.retail_data) if settings.retail_data else _simulated(settings, cached.parent)
     draft = cached.with_name(f".{cached.name}.{os.getpid()}")
@@ -59,5 +59,5 @@ def _digest(file: Path) -> str:
 
 def _reader_version() -> str:
     """A cache that another version of the reader wrote is not used."""
-    files = sorted(Path(__file__).parent.glob("retail*.py")) + [Path(__file__).with_name("simulator.py")]
+    files = [*sorted(Path(__file__).parent.glob("retail*.py")), Path(__file__).with_name("simulator.py")]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:8]
