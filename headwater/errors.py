@@ -54,6 +54,7 @@ KNOWN: dict[str, int] = {
     "serving.problems.Problem": FAILED,
     "serving.server.AddressError": FAILED,
     "headwater.entities_file.EntitiesError": FAILED,
+    "headwater.run.SelectionError": USAGE,
 }
 
 

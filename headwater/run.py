@@ -7,17 +7,23 @@ import os
 import resource
 import sys
 import time
+import warnings
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from catalog.settings import Settings
 from headwater.progress import Progress
 
-__all__ = ["dagster_instance", "run"]
+__all__ = ["SelectionError", "dagster_instance", "run"]
 
 _DAGSTER_YAML = """# Written by headwater. Runs, events and schedules are kept beside this file.
 telemetry:
   enabled: false
 """
+
+
+class SelectionError(ValueError):
+    """`--select` cannot be read, or selects nothing."""
 
 
 def dagster_instance(settings: Settings) -> Any:
@@ -37,20 +43,17 @@ def run(settings: Settings, *, full: bool = False, select: str | None = None) ->
 
     `settings` are those of this process's environment, from which the code location was built.
 
-    Returns the exit code: 0 when every step and blocking check passed, else 1.
+    Returns the exit code: 0 when every step and blocking check passed, else 1. Raises SelectionError.
     """
     started, cpu_started = time.perf_counter(), _cpu_seconds()
-    import dagster as dg
-
     from assets.build import FULL_TAG
     from catalog.load import load_catalog
     from definitions import defs
 
     catalog = load_catalog(settings.catalog)
     job = defs.resolve_implicit_global_asset_job_def()
-    keys = dg.AssetSelection.from_string(select).resolve(defs.resolve_asset_graph()) if select else None
-    if keys is not None:
-        job = defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection=keys)
+    if select is not None:
+        job = job.get_subset(asset_selection=_selected(defs, select))
     progress = Progress(_say, total=len(job.graph.node_dict))
     _attach(progress)
     _say(f"headwater: {'the whole graph' if full else 'what changed'}, into {settings.home}")
@@ -72,6 +75,25 @@ def run(settings: Settings, *, full: bool = False, select: str | None = None) ->
     write(settings, summary)
     show(settings, catalog, summary, progress.failures)
     return 0 if result.success else 1
+
+
+def _selected(defs: Any, select: str) -> AbstractSet[Any]:
+    """The asset keys of a selection, with those that the same step makes. Raises SelectionError."""
+    import dagster as dg
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # of Dagster's own parser, about parameters that it sets
+        try:
+            chosen = dg.AssetSelection.from_string(select).required_multi_asset_neighbors()
+            keys: AbstractSet[Any] = chosen.resolve(defs.resolve_asset_graph())
+        except dg.DagsterError as error:
+            raise SelectionError(
+                f"--select: found {select!r}, allowed is Dagster's selection syntax: {error}"
+            ) from error
+    if not keys:
+        # Dagster takes an empty subset for "everything".
+        raise SelectionError(f"--select: found no asset that matches {select!r}; `dagster asset list -m definitions`")
+    return keys
 
 
 def _attach(progress: Progress) -> None:
