@@ -20,6 +20,7 @@ import dagster as dg
 from catalog.keys import Key
 from lake.ledger import Build, Ledger, fingerprint
 from resources.platform import Platform
+from streaming.locks import exclusive
 
 __all__ = ["CAUSE_TAG", "FULL_TAG", "Built", "Stopwatch", "build", "code_version", "forced", "last_version", "versions"]
 
@@ -94,12 +95,14 @@ def build(
     """Make the asset, or report its last build when `depends_on` has not changed since."""
     watch = Stopwatch()
     wanted = fingerprint(depends_on)
-    last = None if forced(context) else platform.ledger.unchanged(key.slashed, wanted)
-    if last:
-        return _result(key, last, {"rebuilt": False, **watch.metadata()})
-    made = make()
-    outcome = {"version": made.version, "metadata": dict(made.metadata)}
-    platform.ledger.record(key.slashed, wanted, outcome)
+    # Two runs may come here at once (a sensor's and a person's): the second finds what the first has made.
+    with exclusive(platform.settings.locks_dir / f"{key.dotted}.lock"):
+        last = None if forced(context) else platform.ledger.unchanged(key.slashed, wanted)
+        if last:
+            return _result(key, last, {"rebuilt": False, **watch.metadata()})
+        made = make()
+        outcome = {"version": made.version, "metadata": dict(made.metadata)}
+        platform.ledger.record(key.slashed, wanted, outcome)
     return _result(key, Build(wanted, outcome), {"rebuilt": True, **watch.metadata()})
 
 

@@ -48,7 +48,12 @@ def stream_assets(catalog: Catalog) -> dg.AssetsDefinition:
             topic = keys.cdc_topic(source.system, source.table)
             yield dg.MaterializeResult(
                 asset_key=keys.stream(source.system, source.table).path,
-                metadata={"appended": report.appended[source.table], "now": str(report.last_event_at), **share},
+                metadata={
+                    "appended": report.appended[source.table],
+                    "now": str(report.last_event_at),
+                    "rebuilt": report.appended[source.table] > 0,
+                    **share,
+                },
                 data_version=dg.DataVersion(str(platform.log.end(TopicPartition(topic, 0)))),
             )
 

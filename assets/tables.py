@@ -19,6 +19,7 @@ from assets.dbt_manifest import DBT_PROJECT, PARTIAL_PARSE, DbtTable, DbtTest, M
 from catalog.keys import Key
 from lake.ledger import fingerprint
 from resources.platform import Platform
+from streaming.locks import exclusive
 
 __all__ = ["dbt_tables"]
 
@@ -98,16 +99,18 @@ def _build(
             **{k.slashed: platform.lake.version(k) for k in upstream},
         }
     )
-    # The warehouse is scratch and may have been deleted: then the tables are made again.
-    kept = platform.settings.warehouse_path.exists() and not forced(context)
-    last = platform.ledger.unchanged(name, wanted) if kept else None
-    if last is None:
-        run = _run_dbt(context, platform, tables, tests, [k for k in upstream if k.layer == "raw"])
-        reports = _reports(platform, tables, tests, run)
-        if not run.failures():
-            platform.ledger.record(name, wanted, {"version": wanted[:16], "reports": reports})
-    else:
-        run, reports = None, list(last.outcome["reports"])
+    run = None
+    # One run at a time works in the warehouse; what the other one has made meanwhile is not made again.
+    with exclusive(platform.settings.locks_dir / "warehouse.lock"):
+        # The warehouse is scratch and may have been deleted: then the tables are made again.
+        kept = platform.settings.warehouse_path.exists() and not forced(context)
+        if kept and (last := platform.ledger.unchanged(name, wanted)):
+            reports = list(last.outcome["reports"])
+        else:
+            run = _run_dbt(context, platform, tables, tests, [k for k in upstream if k.layer == "raw"])
+            reports = _reports(platform, tables, tests, run)
+            if not run.failures():
+                platform.ledger.record(name, wanted, {"version": wanted[:16], "reports": reports})
     used = {k: round(v / max(1, len(tables)), 3) for k, v in watch.metadata().items()}
     for report in reports:
         yield _event(report, {"rebuilt": run is not None, **used})
@@ -139,6 +142,7 @@ def _run_dbt(
     if not target.exists() and PARTIAL_PARSE.exists():
         target.mkdir(parents=True)
         shutil.copy(PARTIAL_PARSE, target)
+    (target / "run_results.json").unlink(missing_ok=True)  # an earlier run's must not be taken for this one's
     arguments = ["build", "--select", chosen, "--indirect-selection", "empty"]
     invocation = dbt.cli(arguments, target_path=target, raise_on_error=False).wait()
     if not (target / "run_results.json").is_file() or invocation.process.returncode not in (0, 1):

@@ -76,6 +76,10 @@ class Settings:
         return self.home / "ledger.db"
 
     @property
+    def locks_dir(self) -> Path:
+        return self.home / "locks"
+
+    @property
     def warehouse_path(self) -> Path:
         return self.home / "warehouse.duckdb"
 
