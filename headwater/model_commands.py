@@ -129,7 +129,12 @@ def rollback(model: str, by: str | None, note: str) -> None:
 
 def _deploy(settings: Settings, registry: Registry, promoted: Promotion) -> None:
     """Serve what was just made champion, by the very function that the endpoint's asset calls."""
+    from catalog import keys
+    from lake.ledger import Ledger
+
     deployed = registry.deploy_champion(promoted.model, settings.endpoints_dir)
+    for key in (keys.champion(promoted.model), keys.endpoint(promoted.model)):
+        Ledger(settings.ledger_path).forget(key.slashed)  # the next run reports them anew, and scores with them
     before = f", was {promoted.previous}" if promoted.previous else ""
     say(f"headwater: {promoted.model} {promoted.version} is champion{before}; by {promoted.by}: {promoted.note}")
     say(f"headwater: {deployed.folder} serves, {deployed.golden_rows} golden rows verified")

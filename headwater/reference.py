@@ -47,7 +47,9 @@ def _commands() -> Iterator[str]:
     yield from ("", "## Commands", "", "| command | what it does |", "|---|---|")
     for name, command in _walk(cli, "headwater"):
         arguments = " ".join(p.human_readable_name for p in command.params if isinstance(p, click.Argument))
-        options = " ".join(f"[{p.opts[0]}]" for p in command.params if isinstance(p, click.Option) and p.opts != ["--help"])
+        options = " ".join(
+            f"[{p.opts[0]}]" for p in command.params if isinstance(p, click.Option) and p.opts != ["--help"]
+        )
         yield f"| `{' '.join(part for part in (name, arguments, options) if part)}` | {command.get_short_help_str(200)} |"
 
 

@@ -27,6 +27,7 @@ def summarise(settings: Settings, catalog: Catalog, result: Any, used: Mapping[s
         "tables": {key.dotted: {"rows": lake.rows(key)} for key in lake.keys()},  # noqa: SIM118  # a lake, not a dict
         "checks": _checks(result.get_asset_check_evaluations()),
         "models": {m.name: _model(ledger, m) for m in catalog.models},
+        "monitoring": {m.name: _monitor(ledger, m) for m in catalog.models},
         "assets": [_asset(event) for event in result.get_asset_materialization_events()],
         **used,
     }
@@ -57,6 +58,12 @@ def _model(ledger: Ledger, model: Model) -> dict[str, Any]:
     }
 
 
+def _monitor(ledger: Ledger, model: Model) -> dict[str, Any]:
+    last = ledger.last(keys.drift(model.name).slashed)
+    found = last.outcome["metadata"] if last else {}
+    return {name: found.get(name) for name in ("sustained", "cause", "report_path")}
+
+
 def _asset(event: Any) -> dict[str, Any]:
     materialization = event.step_materialization_data.materialization
     metadata = {name: value.value for name, value in materialization.metadata.items()}
@@ -79,7 +86,13 @@ def write(settings: Settings, summary: Mapping[str, Any]) -> Path:
 
 def show(settings: Settings, catalog: Catalog, summary: Mapping[str, Any], failures: Sequence[str]) -> None:
     """Print the summary for a person."""
-    lines = [*_tables_text(summary), *_models_text(catalog, summary), "", *_totals_text(summary)]
+    lines = [
+        *_tables_text(summary),
+        *_models_text(catalog, summary),
+        *_monitors_text(summary),
+        "",
+        *_totals_text(summary),
+    ]
     if failures:
         lines += ["", "What failed", *(f"  {reason}" for reason in dict.fromkeys(failures))]
     lines += ["", *_next_text(settings, summary, failed=bool(failures))]
@@ -112,6 +125,15 @@ def _models_text(catalog: Catalog, summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _monitors_text(summary: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, monitor in summary["monitoring"].items():
+        if monitor["sustained"] is not None:
+            verdict = "sustained drift" if monitor["sustained"] else "no sustained drift"
+            lines.append(f"  {name}: {verdict}; {monitor['cause']}")
+    return ["", "Monitors", *lines] if lines else []
+
+
 def _number(value: Any) -> str:
     return f"{'-':>18}" if value is None else f"{value:>18,.4f}"
 
@@ -129,7 +151,8 @@ def _totals_text(summary: Mapping[str, Any]) -> list[str]:
 def _next_text(settings: Settings, summary: Mapping[str, Any], *, failed: bool) -> list[str]:
     if failed:
         return ["Nothing downstream of a failure was touched. Mend it and run again: what is done is kept."]
-    cards = [model["card"] for model in summary["models"].values() if model["card"]]
+    pages = [model["card"] for model in summary["models"].values() if model["card"]]
+    pages += [monitor["report_path"] for monitor in summary["monitoring"].values() if monitor["report_path"]]
     return [
         "Next",
         "  make dev                                    Dagster UI, prediction API, MLflow UI",
@@ -137,5 +160,5 @@ def _next_text(settings: Settings, summary: Mapping[str, Any], *, failed: bool) 
         '  headwater sql "SELECT * FROM marts.sales.purchase_lines LIMIT 5"',
         "  headwater lineage churn                     which data, code and run made the champion",
         f"  {settings.home / 'summary.json'}",
-        *(f"  {card}" for card in cards),
+        *(f"  {page}" for page in pages),
     ]
