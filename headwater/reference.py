@@ -50,7 +50,8 @@ def _commands() -> Iterator[str]:
         options = " ".join(
             f"[{p.opts[0]}]" for p in command.params if isinstance(p, click.Option) and p.opts != ["--help"]
         )
-        yield f"| `{' '.join(part for part in (name, arguments, options) if part)}` | {command.get_short_help_str(200)} |"
+        call = " ".join(part for part in (name, arguments, options) if part)
+        yield f"| `{call}` | {command.get_short_help_str(200)} |"
 
 
 def _walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
