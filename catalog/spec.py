@@ -204,6 +204,8 @@ class Model(_Strict):
     cutoffs: Cutoffs = Cutoffs()
     algorithm: str = Field(min_length=1)
     parameters: dict[str, Any] = {}
+    offset: Name | None = None
+    """A feature that predictions start from: what is learned is the label's difference to it (null counts as 0)."""
     seed: int = 7
     baselines: tuple[Baseline, ...] = Field(min_length=1)
     gate: ModelGate
@@ -229,6 +231,11 @@ class Model(_Strict):
                     f"found baseline {baseline!r}, allowed for task {self.task} is one of "
                     + ", ".join(BASELINES[self.task])
                 )
+        names = [ref.partition(":")[2] for ref in self.features]
+        if self.offset is not None and (self.task != "regression" or self.offset not in names):
+            raise ValueError(
+                f"found offset {self.offset!r}, allowed with task regression is one of its features: {', '.join(names)}"
+            )
         if len(set(self.features)) != len(self.features):
             raise ValueError("found a feature listed twice, allowed is once each")
         if (self.label.kind == "no_event") != (self.task == "binary"):

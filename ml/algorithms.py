@@ -23,7 +23,7 @@ import numpy as np
 
 from catalog.spec import Model
 from ml.encoding import Encoding, Matrix
-from ml.preparation import Preparation, fit_preparation
+from ml.preparation import Preparation, fit_preparation, offset_of
 
 __all__ = [
     "ALGORITHMS",
@@ -221,9 +221,36 @@ def fit(model: Model, encoding: Encoding, rows: Matrix, labels: Matrix) -> Fitte
     """
     if problems := algorithm_problems(model):
         raise UnknownAlgorithm("; ".join(problems))
-    if model.algorithm == "lightgbm":
-        return _fit_lightgbm(model, encoding, rows, labels)
-    return _fit_sklearn(model, encoding, rows, labels)
+    learn = _fit_lightgbm if model.algorithm == "lightgbm" else _fit_sklearn
+    if model.offset is None:
+        return learn(model, encoding, rows, labels)
+    position = encoding.names.index(model.offset)
+    return _FromOffset(learn(model, encoding, rows, labels - offset_of(rows, position)), position)
+
+
+@dataclass(frozen=True)
+class _FromOffset:
+    """A model of the difference to one feature. The package keeps the position beside the model's file."""
+
+    difference: Fitted
+    position: int
+
+    @property
+    def kind(self) -> str:
+        return self.difference.kind
+
+    @property
+    def preparation(self) -> Preparation | None:
+        return self.difference.preparation
+
+    def score(self, rows: Matrix) -> Matrix:
+        return offset_of(rows, self.position) + self.difference.score(rows)
+
+    def save(self, file: Path) -> None:
+        self.difference.save(file)
+
+    def importance(self) -> Matrix | None:
+        return self.difference.importance()
 
 
 @dataclass(frozen=True)

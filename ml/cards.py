@@ -53,7 +53,7 @@ def describe_model(
             ),
             _data(model, training_set, trained),
             Section("Features", bullets=model.features),
-            Section("Algorithm", bullets=(model.algorithm, *(f"{k}: {v}" for k, v in model.parameters.items()))),
+            Section("Algorithm", bullets=_algorithm(model)),
             _metrics(model, trained),
             _slices(model, trained),
             Section("Gate", ("Passed." if verdict.passed else "Not passed.",), tuple(verdict.describe().splitlines())),
@@ -105,6 +105,11 @@ def _slices(model: Model, trained: Trained) -> Section:
 
 def _cells(metrics: Mapping[str, float], names: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{metrics[n]:.4g}" if n in metrics else "undefined" for n in names)
+
+
+def _algorithm(model: Model) -> tuple[str, ...]:
+    offset = () if model.offset is None else (f"learns the difference to {model.offset}",)
+    return (model.algorithm, *offset, *(f"{k}: {v}" for k, v in model.parameters.items()))
 
 
 def to_markdown(card: Card) -> str:

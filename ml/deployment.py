@@ -66,6 +66,7 @@ def write_files(folder: Path, model: Model, trained: Trained, plan: FeaturePlan)
         "task": model.task,
         "features": trained.encoding.to_json(),
         "preparation": preparation.to_json() if preparation else None,
+        "offset": None if model.offset is None else trained.encoding.names.index(model.offset),
         "output": {"name": "prediction", "minimum": trained.minimum, "maximum": trained.maximum},
     }
     _write_json(folder / "schema.json", schema)

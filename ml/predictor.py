@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from ml.encoding import Encoding, Matrix
-from ml.preparation import Preparation
+from ml.preparation import Preparation, offset_of
 
 __all__ = [
     "MODEL_FILES",
@@ -180,8 +180,11 @@ def verify_golden(predictor: Predictor) -> int:
 
 def _open_model(file: Path, kind: str, schema: Mapping[str, Any]) -> Score:
     if kind == "lightgbm":
-        return _open_lightgbm(file, len(schema["features"]))
-    return _open_onnx(file, Preparation.from_json(schema["preparation"]))
+        score = _open_lightgbm(file, len(schema["features"]))
+    else:
+        score = _open_onnx(file, Preparation.from_json(schema["preparation"]))
+    position = schema.get("offset")
+    return score if position is None else lambda rows: offset_of(rows, position) + score(rows)
 
 
 def _open_lightgbm(file: Path, width: int) -> Score:

@@ -15,7 +15,13 @@ import numpy.typing as npt
 
 from ml.encoding import Encoding, Matrix
 
-__all__ = ["Preparation", "fit_preparation"]
+__all__ = ["Preparation", "fit_preparation", "offset_of"]
+
+
+def offset_of(rows: Matrix, position: int) -> Matrix:
+    """What predictions for encoded rows [n, n_features] start from: one column [n], missing as 0."""
+    offset: Matrix = np.nan_to_num(rows[:, position], nan=0.0)
+    return offset
 
 
 @dataclass(frozen=True)

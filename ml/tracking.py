@@ -114,6 +114,7 @@ def log_facts(
     now_ms = int(time.time() * 1000)
     parameters = {
         "algorithm": model.algorithm,
+        "offset": model.offset or "none",
         "seed": model.seed,
         "horizon_days": model.label.horizon_days,
         "cutoffs": ", ".join(f"{c:%Y-%m-%d}" for c in training_set.cutoffs.training),

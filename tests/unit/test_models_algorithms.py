@@ -28,7 +28,7 @@ FEW["hist_gradient_boosting"] = {"max_iter": 20}
 
 def model(task: str, algorithm: str, **parameters: object) -> Model:
     base = CATALOG.model("churn" if task == "binary" else "clv")
-    return Model.model_validate(base.model_dump() | {"algorithm": algorithm, "parameters": parameters})
+    return Model.model_validate(base.model_dump() | {"algorithm": algorithm, "parameters": parameters, "offset": None})
 
 
 class LastColumn(ClassifierMixin, BaseEstimator):
@@ -74,6 +74,27 @@ def test_what_is_served_scores_as_in_training(task: str, name: str, tmp_path: Pa
     assert shares is None or (shares.shape == (3,) and shares.sum() == pytest.approx(1))
     again = fit(declared, ENCODING, ROWS, labels)
     np.testing.assert_array_equal(again.score(ROWS), expected)
+
+
+@pytest.mark.parametrize("name", ["lightgbm", "hist_gradient_boosting"])
+def test_an_offset_is_where_predictions_start_from_in_training_and_in_serving(name: str, tmp_path: Path) -> None:
+    base = model("regression", name, **FEW[name])
+    declared = base.model_copy(update={"offset": "a"})
+    fitted = fit(declared, ENCODING, ROWS, AMOUNT)
+    file = tmp_path / MODEL_FILES[fitted.kind]
+    fitted.save(file)
+    prepared = fitted.preparation.to_json() if fitted.preparation else None
+    served = _open_model(file, fitted.kind, {"features": ENCODING.to_json(), "preparation": prepared, "offset": 0})
+    np.testing.assert_allclose(served(ROWS), fitted.score(ROWS), atol=1e-5 * AMOUNT.max())
+    start = np.nan_to_num(ROWS[:, 0])
+    difference = fit(base, ENCODING, ROWS, AMOUNT - start)
+    np.testing.assert_array_equal(fitted.score(ROWS), start + difference.score(ROWS))
+
+
+@pytest.mark.parametrize(("task", "offset"), [("churn", "txn_amount_sum_90d"), ("clv", "profit")])
+def test_an_offset_must_be_a_feature_of_a_regression(task: str, offset: str) -> None:
+    with pytest.raises(ValueError, match="found offset"):
+        Model.model_validate(CATALOG.model(task).model_dump() | {"offset": offset})
 
 
 def test_a_class_of_somebodys_own_fits_but_is_refused_without_onnx(tmp_path: Path) -> None:
