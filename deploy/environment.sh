@@ -1,16 +1,19 @@
 #!/bin/sh
-# Creates .venv from requirements.lock, and does nothing when it is already there. Needs Python 3.11 or 3.12 and a
-# package registry as configured for pip; no root. Used by the Makefile.
+# Creates .venv from requirements.lock, and does nothing when it is already there. Needs Python 3.11, for which the lock
+# was resolved, and a package registry as configured for pip; no root. Used by the Makefile.
 set -eu
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python3}
 UV_VERSION=0.13.8
 stamp=.venv/.locked
 
-"$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || {
-    echo "headwater: $PYTHON is $("$PYTHON" --version 2>&1); needed is Python 3.11 or 3.12: set PYTHON=python3.11" >&2
+for candidate in ${PYTHON:-python3 python3.11}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then found=$candidate; break; fi
+done
+[ -n "${found:-}" ] || {
+    echo "headwater: tried ${PYTHON:-python3, python3.11}, none is Python 3.11: set PYTHON to one that is" >&2
     exit 1
 }
+PYTHON=$found
 digest=$("$PYTHON" -c 'import hashlib,sys; print(hashlib.sha256(b"".join(open(f,"rb").read() for f in sys.argv[1:])).hexdigest())' requirements.lock pyproject.toml)
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$digest" ] && exit 0
 
