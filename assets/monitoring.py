@@ -66,10 +66,13 @@ def _monitor(platform: Platform, model: Model) -> Built:
     from ml.drift import NoReferenceError, monitor
     from ml.drift_report import write_report
     from ml.features import historical
-    from ml.predictor import current_folder, load_package
+    from ml.predictor import MissingPackage, current_folder, load_package
 
     settings, key, store = platform.settings, keys.drift(model.name), platform.feature_store
-    predictor = load_package(current_folder(settings.endpoints_dir, model.name))
+    try:
+        predictor = load_package(current_folder(settings.endpoints_dir, model.name))
+    except MissingPackage as reason:
+        return Built("none", {"cause": str(reason), "sustained": False})
     directory = settings.home / "monitoring" / model.name / predictor.version
     try:
         report = monitor(

@@ -39,10 +39,13 @@ def _scores(model: Model) -> dg.AssetsDefinition:
 
         def made() -> Built:
             from ml.features import historical
-            from ml.predictor import current_folder, load_package
+            from ml.predictor import MissingPackage, current_folder, load_package
             from ml.scoring import batch_scores, known_customers
 
-            predictor = load_package(current_folder(platform.settings.endpoints_dir, model.name))
+            try:
+                predictor = load_package(current_folder(platform.settings.endpoints_dir, model.name))
+            except MissingPackage as reason:  # new changes land also while no version was ever promoted
+                return Built("none", {"not_deployed": str(reason)})
             customers, store = known_customers(platform.lake), platform.feature_store
             table = batch_scores(predictor, lambda name, rows: historical(store, name, rows), customers, now)
             version = platform.lake.overwrite(key, table)

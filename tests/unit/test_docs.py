@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from catalog.load import load_catalog
 from catalog.settings import SETTINGS
+from headwater.check import problems
 from headwater.cli import cli
 from headwater.reference import PAGE, main
 
@@ -42,11 +43,11 @@ def test_commands_and_settings_named_in_the_docs_exist(page: Path) -> None:
     assert settings <= {s.env for s in SETTINGS} | {"HEADWATER_GONE"}, settings
 
 
-def test_the_model_of_the_how_to_is_valid(tmp_path: Path) -> None:
+def test_the_model_of_the_how_to_passes_the_check(tmp_path: Path) -> None:
     text = (PROJECT / "docs" / "how_to" / "add_model.md").read_text()
     example = re.search(r"```yaml\n# catalog/models/(\w+)\.yaml\n(.*?)```", text, flags=re.DOTALL)
     assert example
-    for folder in ("sources", "gates", "models"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "models" / f"{example[1]}.yaml").write_text(example[2])
-    assert [m.name for m in load_catalog(tmp_path).models] == [example[1]]
+    shutil.copytree(PROJECT / "catalog", tmp_path / "catalog")
+    (tmp_path / "catalog" / "models" / f"{example[1]}.yaml").write_text(example[2])
+    environment = {"HEADWATER_CATALOG": str(tmp_path / "catalog"), "HEADWATER_HOME": str(tmp_path / "home")}
+    assert problems(environment) == []
