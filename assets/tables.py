@@ -6,7 +6,8 @@ dagster-dbt runs it, and is imported only when it runs.
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from resources.platform import Platform
 from streaming.locks import exclusive
 
 __all__ = ["dbt_tables"]
+
+_BUSY_S, _BUSY_STEP_S = 120.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _run_dbt(
     from lake.warehouse import refresh_sources
 
     settings = platform.settings
-    refresh_sources(settings.warehouse_path, platform.lake, sources)
+    _when_free(lambda: refresh_sources(settings.warehouse_path, platform.lake, sources))
     os.environ["DBT_WAREHOUSE_PATH"] = str(settings.warehouse_path)  # dbt's profile reads it
     project = str(DBT_PROJECT)
     dbt = DbtCommand(
@@ -151,6 +154,18 @@ def _run_dbt(
     if missing := sorted({t.node for t in tables} - set(results)):
         raise dg.Failure(f"dbt reported nothing of {', '.join(missing)}: {invocation.get_error()}")
     return _DbtRun(results)
+
+
+def _when_free(work: Callable[[], None]) -> None:
+    """Do it once the warehouse is free: when a run is killed, its dbt goes on for some seconds and holds the file."""
+    from lake.warehouse import WarehouseBusyError
+
+    for _ in range(int(_BUSY_S / _BUSY_STEP_S)):
+        try:
+            return work()
+        except WarehouseBusyError:
+            time.sleep(_BUSY_STEP_S)
+    work()
 
 
 def _reports(
