@@ -182,7 +182,7 @@ class Healed:
     """Before drift was injected, and after the daemon had seen the changes and the drift, and was started again."""
 
     calm: Watched
-    healed: Watched
+    after: Watched
 
 
 def _healed(at: Path, others: Others) -> Healed:

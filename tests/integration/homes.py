@@ -77,7 +77,7 @@ class Home:
 
     def copy(self, to: Path) -> Home:
         """Another home with the same content. Not for training: MLflow keeps absolute paths of its runs' files."""
-        shutil.copytree(self.path, to)
+        shutil.copytree(self.path, to, symlinks=True)  # the served version is a link
         return Home(to, self.settings)
 
     @property

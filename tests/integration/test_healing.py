@@ -11,21 +11,21 @@ MODELS = ("churn", "clv")
 
 
 def test_new_changes_ask_for_one_run_that_lands_them(healed, shop_run):
-    (run,) = healed.healed.runs_for("changes")
+    (run,) = healed.after.runs_for("changes")
     assert run.status is DagsterRunStatus.SUCCESS
     assert "changes not landed: cdc.shop.order_lines-0" in run.tags["headwater/cause"]
-    (injected,) = healed.healed.home.sql("SELECT count(*) FROM raw.shop.order_lines WHERE invoice_no LIKE 'J%'")
+    (injected,) = healed.after.home.sql("SELECT count(*) FROM raw.shop.order_lines WHERE invoice_no LIKE 'J%'")
     assert injected[0] > 0
     assert (
-        healed.healed.home.rows()["raw.shop.order_lines"] == shop_run.home.rows()["raw.shop.order_lines"] + injected[0]
+        healed.after.home.rows()["raw.shop.order_lines"] == shop_run.home.rows()["raw.shop.order_lines"] + injected[0]
     )
 
 
 def test_sustained_drift_retrains_each_model_once_over_ticks_and_a_restart(healed):
-    runs = healed.healed.runs_for("drift")
+    runs = healed.after.runs_for("drift")
     assert sorted(run.tags["headwater/model"] for run in runs) == list(MODELS)
     assert [run.status for run in runs] == [DagsterRunStatus.SUCCESS] * 2
-    status = {s["model"]: s for s in orjson.loads(healed.healed.home.succeeds("drift", "status", "--json").out)}
+    status = {s["model"]: s for s in orjson.loads(healed.after.home.succeeds("drift", "status", "--json").out)}
     for run in runs:
         found = status[run.tags["headwater/model"]]
         assert found["wants_retraining"]
@@ -36,27 +36,27 @@ def test_sustained_drift_retrains_each_model_once_over_ticks_and_a_restart(heale
 
 def test_the_daemon_went_on_ticking_after_the_retraining(healed):
     """Otherwise "once" would show nothing."""
-    requesting = [tick for tick in healed.healed.ticks["drift"] if tick.run_ids]
-    later = [t for t in healed.healed.ticks["drift"] if t.timestamp > max(tick.timestamp for tick in requesting)]
+    requesting = [tick for tick in healed.after.ticks["drift"] if tick.run_ids]
+    later = [t for t in healed.after.ticks["drift"] if t.timestamp > max(tick.timestamp for tick in requesting)]
     assert len(later) >= 2
     assert {tick.status for tick in later} == {TickStatus.SKIPPED}
     assert all("already requested" in (tick.skip_reason or "") for tick in later)
 
 
 def test_the_retrained_version_went_through_the_gate(healed):
-    assert healed.healed.versions == {model: ["1", "2"] for model in MODELS}
-    versions = orjson.loads(healed.healed.home.succeeds("models", "--json").out)
+    assert healed.after.versions == {model: ["1", "2"] for model in MODELS}
+    versions = orjson.loads(healed.after.home.succeeds("models", "--json").out)
     second = {row["model"]: row for row in versions if row["version"] == "2"}
     assert set(second) == set(MODELS)
     for row in second.values():
         assert "candidate" in row["aliases"]
         assert row["gate"] in ("passed", "failed")
         assert ("champion" in row["aliases"]) == (row["gate"] == "passed")
-    with healed.healed.home.instance() as instance:
+    with healed.after.home.instance() as instance:
         for model in MODELS:
             key = dg.AssetCheckKey(dg.AssetKey(["models", model, "candidate"]), "gate")
             (record,) = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
-            retraining = {run.run_id for run in healed.healed.runs_for("drift")}
+            retraining = {run.run_id for run in healed.after.runs_for("drift")}
             assert record.run_id in retraining
 
 
