@@ -49,9 +49,9 @@ def stream_assets(catalog: Catalog) -> dg.AssetsDefinition:
             yield dg.MaterializeResult(
                 asset_key=keys.stream(source.system, source.table).path,
                 metadata={
-                    "appended": report.appended[source.table],
+                    "appended": report.appended.get(source.table, 0),
                     "now": str(report.last_event_at),
-                    "rebuilt": report.appended[source.table] > 0,
+                    "rebuilt": report.appended.get(source.table, 0) > 0,
                     **share,
                 },
                 data_version=dg.DataVersion(str(platform.log.end(TopicPartition(topic, 0)))),

@@ -64,9 +64,13 @@ def load_catalog(directory: Path) -> Catalog:
     models = list(_load_all(directory / "models", Model, problems))
     for file, source in sources:
         _expect_file_name(file, source.table, problems)
+    gated: dict[str | None, str] = {}
     for file, gate in gates:
         if gate.table is None:
             problems.append(f"{file}:1: found no `table`, allowed is the asset key of the gated table")
+        if gate.table in gated:
+            problems.append(f"{file}:1: found a second gate for {gate.table}, allowed is one ({gated[gate.table]})")
+        gated[gate.table] = file.name
     for file, model in models:
         _expect_file_name(file, model.name, problems)
     if problems:

@@ -41,7 +41,7 @@ BASELINES: dict[str, tuple[str, ...]] = {
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Column(_Strict):
@@ -206,7 +206,7 @@ class Model(_Strict):
     parameters: dict[str, Any] = {}
     offset: Name | None = None
     """A feature that predictions start from: what is learned is the label's difference to it (null counts as 0)."""
-    seed: int = 7
+    seed: int = Field(default=7, ge=0)
     baselines: tuple[Baseline, ...] = Field(min_length=1)
     gate: ModelGate
     promotion: Promotion

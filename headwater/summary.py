@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog import keys
+from catalog.keys import Key
 from catalog.load import Catalog
 from catalog.settings import Settings
 from catalog.spec import Model
@@ -148,15 +149,30 @@ def _totals_text(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _someone(settings: Settings) -> int | None:
+    """A customer of this shop, for the example: the lowest number."""
+    lake, key = Lake(settings.lake_dir), Key("marts", "sales", "customers")
+    found = lake.connect([key]).sql("SELECT min(customer_id) FROM marts.sales.customers").fetchall()
+    return None if found[0][0] is None else int(found[0][0])
+
+
 def _next_text(settings: Settings, summary: Mapping[str, Any], *, failed: bool) -> list[str]:
     if failed:
-        return ["Nothing downstream of a failure was touched. Mend it and run again: what is done is kept."]
+        return [
+            "Nothing downstream of a failure was touched. Mend it and run again: what is done is kept.",
+            "A source file whose replayed lines were changed is another history: give it a HEADWATER_HOME of its own.",
+        ]
+    predictions = [
+        f"  headwater predict {name} --customer {someone:<10}   one prediction, as the API would answer it"
+        for name, model in list(summary["models"].items())[:1]
+        if model["champion"] and (someone := _someone(settings)) is not None
+    ]
     pages = [model["card"] for model in summary["models"].values() if model["card"]]
     pages += [monitor["report_path"] for monitor in summary["monitoring"].values() if monitor["report_path"]]
     return [
         "Next",
         "  make dev                                    Dagster UI, prediction API, MLflow UI",
-        "  headwater predict churn --customer 17850    one prediction, as the API would answer it",
+        *predictions,
         '  headwater sql "SELECT * FROM marts.sales.purchase_lines LIMIT 5"',
         "  headwater lineage churn                     which data, code and run made the champion",
         f"  {settings.home / 'summary.json'}",

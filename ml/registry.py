@@ -221,9 +221,13 @@ class Registry:
             raise GateFailed(
                 f"{model.name} {version} did not pass its gate, so nobody can approve it:\n{tags['gate_report']}"
             )
-        if model.promotion.approver_must_differ and by == tags["trained_by"]:
+        if not by.strip() or not note.strip():
+            raise PromotionRefused(f"{model.name} {version}: found by {by!r}, note {note!r}; neither may be empty")
+        if self.alias(model.name, "champion") == version:
+            raise PromotionRefused(f"{model.name} {version} is the champion already")
+        if model.promotion.approver_must_differ and _same_actor(by, tags["trained_by"]):
             raise SameActor(
-                f"{model.name} {version} was trained by {by}, who cannot approve it too: somebody else must "
+                f"{model.name} {version} was trained by {tags['trained_by']}, who cannot approve it too: somebody else must "
                 "(promotion.approver_must_differ in the model's YAML)"
             )
         return self._promote(model.name, version, "approve", by, note, now)
@@ -337,6 +341,11 @@ def _write_card(package: Path, markdown: str, page: str, pictures: Mapping[str, 
         (folder / "card.html").write_text(page, encoding="utf-8")
     for name, picture in pictures.items():
         (plots / name).write_bytes(picture)
+
+
+def _same_actor(one: str, other: str) -> bool:
+    """Case and spaces do not make another person."""
+    return one.strip().casefold() == other.strip().casefold()
 
 
 def _reign(history: tuple[Promotion, ...]) -> list[str]:

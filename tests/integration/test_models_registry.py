@@ -28,7 +28,16 @@ from ml.predictor import (
     load_package,
     verify_golden,
 )
-from ml.registry import AUTO, GateFailed, NothingToRollBack, NotRegistered, Registered, Registry, SameActor
+from ml.registry import (
+    AUTO,
+    GateFailed,
+    NothingToRollBack,
+    NotRegistered,
+    PromotionRefused,
+    Registered,
+    Registry,
+    SameActor,
+)
 from ml.scoring import batch_scores
 from ml.tracking import CodeState, Context, code_state, open_client
 from ml.training import Trained, TrainingSet, build_training_set, train
@@ -207,15 +216,21 @@ def test_who_trained_cannot_approve(churn: Ready, registry: Registry) -> None:
     done = churn.register(registry, **APPROVE)
     model = Model.model_validate(churn.model.model_dump() | APPROVE)
     assert registry.promote_by_policy(model, done.version, NOW) is None
-    with pytest.raises(SameActor, match="trained by kim"):
-        registry.approve(model, done.version, "kim", "looks good", NOW)
+    for same in ("kim", "Kim", " kim"):
+        with pytest.raises(SameActor, match="was trained by"):
+            registry.approve(model, done.version, same, "looks good", NOW)
+    for by, note in (("", "looks good"), ("ada", " ")):
+        with pytest.raises(PromotionRefused, match="may be empty"):
+            registry.approve(model, done.version, by, note, NOW)
     assert registry.approve(model, done.version, "ada", "looks good", NOW).by == "ada"
     found = registry.lineage("churn")
     assert (found.approved_by, found.promoted_by, found.note, found.trained_by) == ("ada", "ada", "looks good", "kim")
     relaxed = Model.model_validate(
         churn.model.model_dump() | {"promotion": {"policy": "approve", "approver_must_differ": False}}
     )
-    assert registry.approve(relaxed, churn.register(registry).version, "kim", "", NOW).version == "2"
+    assert registry.approve(relaxed, churn.register(registry).version, "kim", "mine", NOW).version == "2"
+    with pytest.raises(PromotionRefused, match="champion already"):
+        registry.approve(relaxed, "2", "ada", "again", NOW)
 
 
 def test_rollback_returns_to_the_champion_before(churn: Ready, registry: Registry) -> None:

@@ -32,7 +32,7 @@ with lines as (
         invoice_no,
         stock_code,
         -- Exact: a running sum of doubles would leave a residue in an empty window.
-        cast(amount_gbp as decimal(18, 6)) as amount_gbp,
+        cast(amount_gbp as decimal(38, 6)) as amount_gbp,
         is_purchase,
         is_refund,
         invoiced_at,
