@@ -227,8 +227,8 @@ class Registry:
             raise PromotionRefused(f"{model.name} {version} is the champion already")
         if model.promotion.approver_must_differ and _same_actor(by, tags["trained_by"]):
             raise SameActor(
-                f"{model.name} {version} was trained by {tags['trained_by']}, who cannot approve it too: somebody else must "
-                "(promotion.approver_must_differ in the model's YAML)"
+                f"{model.name} {version} was trained by {tags['trained_by']}, who cannot approve it too: somebody else "
+                "must (promotion.approver_must_differ in the model's YAML)"
             )
         return self._promote(model.name, version, "approve", by, note, now)
 
