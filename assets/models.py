@@ -160,6 +160,8 @@ def _champion(model: Model) -> dg.AssetsDefinition:
             "policy": model.promotion.model_dump(),
             **versions(platform, [upstream]),
         }
+        if _decided_by_a_person(platform, model):
+            platform.ledger.forget(key.slashed)
         result = build(context, platform, key, depends, lambda: _promote(platform, model))
         if last_version(platform.ledger, key) != "none":
             yield result
@@ -167,6 +169,18 @@ def _champion(model: Model) -> dg.AssetsDefinition:
             context.log.warning(f"{model.name} has no champion: no version was promoted yet")
 
     return champion
+
+
+def _decided_by_a_person(platform: Platform, model: Model) -> bool:
+    """Whether `headwater approve` or `rollback`, which deploy at once, serve another version than was last recorded."""
+    from ml.predictor import MissingPackage, current_folder
+
+    last = platform.ledger.last(keys.champion(model.name).slashed)
+    try:
+        served = current_folder(platform.settings.endpoints_dir, model.name).name
+    except MissingPackage:
+        return False
+    return last is not None and last.outcome["metadata"].get("model_version") != served
 
 
 def _promote(platform: Platform, model: Model) -> Built:

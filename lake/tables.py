@@ -18,7 +18,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from catalog.keys import TABLE_LAYERS, Key
 
-__all__ = ["Lake", "LakeError", "MissingTableError"]
+__all__ = ["Lake", "LakeError", "MissingTableError", "parquet_files"]
 
 
 class LakeError(RuntimeError):

@@ -28,6 +28,7 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import StrictStr
 
+from lake.tables import parquet_files
 from ml.feature_plan import EntityRowsError, UnknownFeatureError, UnsupportedSourceError
 from ml.point_in_time import AsOfView, as_of_join, change_points_sql, instants_us
 
@@ -280,7 +281,7 @@ def _delta_relation(path: Path, connection: duckdb.DuckDBPyConnection) -> str:
     if not DeltaTable.is_deltatable(str(path)):
         raise UnsupportedSourceError(f"{path} is not a Delta table; materialise the features first (`headwater run`)")
     table = DeltaTable(str(path))
-    files = table.file_uris()
+    files = parquet_files(table)
     if files and not table.metadata().partition_columns:
         # By name: an older file of a table whose columns grew lacks the new ones.
         return f"read_parquet([{', '.join(_quoted(f) for f in files)}], union_by_name = true)"
