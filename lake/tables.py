@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
@@ -91,12 +92,12 @@ class Lake:
 
     def files(self, key: Key, version: int | None = None) -> list[str]:
         """The parquet files that make up the table."""
-        return list(self.table(key, version).file_uris())
+        return parquet_files(self.table(key, version))
 
     def scan_sql(self, key: Key, version: int | None = None) -> str:
         """A DuckDB table expression over the table's files; typed even when the table has none."""
         table = self.table(key, version)
-        files = table.file_uris()
+        files = parquet_files(table)
         if files:
             return f"read_parquet({_sql_list(files)})"
         schema = pa.schema(table.schema().to_arrow())
@@ -130,6 +131,11 @@ class Lake:
 def quoted(key: Key) -> str:
     """The key as an SQL name."""
     return f'{key.layer}."{key.subject}"."{key.name}"'
+
+
+def parquet_files(table: DeltaTable) -> list[str]:
+    """The paths of a local table's files. delta-rs gives them percent-encoded: in a home with a space none is found."""
+    return [unquote(uri) for uri in table.file_uris()]
 
 
 def _sql_list(files: Sequence[str]) -> str:
