@@ -19,7 +19,7 @@ from assets.raw import raw_assets, stream_assets
 from assets.tables import dbt_tables
 from catalog.load import Catalog, load_catalog
 from catalog.settings import Settings, load_settings
-from resources.platform import Platform
+from resources.platform import platform_resource
 from resources.progress import progress_logger
 from sensors.changes import build_change_sensor
 from sensors.drift import build_drift_sensor
@@ -45,7 +45,7 @@ def build_defs(
         ],
         asset_checks=gate_checks(catalog),
         sensors=[build_change_sensor(catalog, settings), build_drift_sensor(catalog, settings)],
-        resources=resources or {"platform": Platform(settings, catalog)},
+        resources=resources or {"platform": platform_resource(settings, catalog)},
         loggers={"console": dg.colored_console_logger, "progress": progress_logger},
         executor=dg.in_process_executor,
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.build import Built, build, code_version, last_version, versions
+from assets.build import CAUSE_TAG, Built, build, code_version, last_version, versions
 from assets.features import FEATURE_TABLES
 from catalog import keys
 from catalog.keys import Key
@@ -88,6 +88,10 @@ def _candidate(model: Model) -> dg.AssetsDefinition:
             **versions(platform, [upstream]),
         }
         result = build(context, platform, key, depends, lambda: _train(context, platform, model))
+        if cause := context.run.tags.get(CAUSE_TAG):
+            # The sensor's own memory belongs to a Dagster instance; this outlives it.
+            requested = {"cause_id": cause, "requested_at": platform.clock.now().isoformat()}
+            platform.ledger.record(keys.answered_cause(model.name), cause, requested)
         yield result
         last = platform.ledger.last(key.slashed)
         found = last.outcome["metadata"] if last else {}

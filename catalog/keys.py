@@ -117,3 +117,8 @@ def served(model: str) -> Key:
 
 def drift(model: str) -> Key:
     return Key("monitoring", model, "drift")
+
+
+def answered_cause(model: str) -> str:
+    """The ledger's entry of the cause that a model was last retrained for."""
+    return f"{candidate(model)}/answered_cause"

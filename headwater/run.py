@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import sys
 import time
 import warnings
@@ -45,10 +44,11 @@ def run(settings: Settings, *, full: bool = False, select: str | None = None) ->
 
     Returns the exit code: 0 when every step and blocking check passed, else 1. Raises SelectionError.
     """
-    started, cpu_started = time.perf_counter(), _cpu_seconds()
+    started = time.perf_counter()
     from assets.build import FULL_TAG
     from catalog.load import load_catalog
     from definitions import defs
+    from resources.summary import summarise, used, write
 
     catalog = load_catalog(settings.catalog)
     job = defs.resolve_implicit_global_asset_job_def()
@@ -64,14 +64,10 @@ def run(settings: Settings, *, full: bool = False, select: str | None = None) ->
             run_config={"loggers": {"progress": {}}},
             tags={FULL_TAG: "true"} if full else {},
         )
-    from headwater.summary import show, summarise, write
+        found = summarise(settings, catalog, instance, result.run_id)
+    from headwater.summary import show
 
-    used = {
-        "wall_s": round(time.perf_counter() - started, 2),
-        "cpu_s": round(_cpu_seconds() - cpu_started, 2),
-        "peak_rss_mb": round(_peak_rss_mb(), 1),
-    }
-    summary = summarise(settings, catalog, result, used)
+    summary = {**found, **used(started)}
     write(settings, summary)
     show(settings, catalog, summary, progress.failures)
     return 0 if result.success else 1
@@ -105,12 +101,3 @@ def _attach(progress: Progress) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _cpu_seconds() -> float:
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(u.ru_utime + u.ru_stime for u in used)
-
-
-def _peak_rss_mb() -> float:
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024

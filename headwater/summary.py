@@ -1,88 +1,17 @@
-"""What a run did: `summary.json` for machines and a page of text for people, both from the same numbers."""
+"""What a run did, as a page of text for people, from the numbers of `summary.json` (see resources/summary.py)."""
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from catalog import keys
 from catalog.keys import Key
 from catalog.load import Catalog
 from catalog.settings import Settings
-from catalog.spec import Model
 from lake import Lake
-from lake.ledger import Ledger
 
-__all__ = ["show", "summarise", "write"]
-
-
-def summarise(settings: Settings, catalog: Catalog, result: Any, used: Mapping[str, float]) -> dict[str, Any]:
-    """The summary of a finished in-process run (`result`): tables, checks, models, assets, and what it `used`."""
-    lake, ledger = Lake(settings.lake_dir), Ledger(settings.ledger_path)
-    return {
-        "success": result.success,
-        "tables": {key.dotted: {"rows": lake.rows(key)} for key in lake.keys()},  # noqa: SIM118  # a lake, not a dict
-        "checks": _checks(result.get_asset_check_evaluations()),
-        "models": {m.name: _model(ledger, m) for m in catalog.models},
-        "monitoring": {m.name: _monitor(ledger, m) for m in catalog.models},
-        "assets": [_asset(event) for event in result.get_asset_materialization_events()],
-        **used,
-    }
-
-
-def _checks(evaluations: Sequence[Any]) -> dict[str, int]:
-    failed = [e for e in evaluations if not e.passed]
-    blocking = sum(1 for e in failed if e.severity.value == "ERROR")
-    return {"passed": len(evaluations) - len(failed), "warned": len(failed) - blocking, "failed": blocking}
-
-
-def _model(ledger: Ledger, model: Model) -> dict[str, Any]:
-    candidate = ledger.last(keys.candidate(model.name).slashed)
-    champion = ledger.last(keys.champion(model.name).slashed)
-    found = dict(candidate.outcome["metadata"]) if candidate else {}
-    version = found.get("model_version")
-    serving = champion.outcome["metadata"].get("model_version") if champion else None
-    return {
-        "version": version,
-        "champion": serving,
-        "promoted": version is not None and version == serving,
-        "holdout_rows": found.get("holdout_rows", 0),
-        "metrics": found.get("metrics", {}),
-        "baselines": found.get("baselines", {}),
-        "gate": found.get("gate", []),
-        "not_trained": found.get("not_trained"),
-        "card": found.get("card_path"),
-    }
-
-
-def _monitor(ledger: Ledger, model: Model) -> dict[str, Any]:
-    last = ledger.last(keys.drift(model.name).slashed)
-    found = last.outcome["metadata"] if last else {}
-    return {name: found.get(name) for name in ("sustained", "cause", "report_path")}
-
-
-def _asset(event: Any) -> dict[str, Any]:
-    materialization = event.step_materialization_data.materialization
-    metadata = {name: value.value for name, value in materialization.metadata.items()}
-    return {
-        "key": materialization.asset_key.to_user_string(),
-        "wall_s": metadata.get("wall_s", 0.0),
-        "cpu_s": metadata.get("cpu_s", 0.0),
-        "rebuilt": bool(metadata.get("rebuilt", True)),
-    }
-
-
-def write(settings: Settings, summary: Mapping[str, Any]) -> Path:
-    """Put the summary into HEADWATER_HOME, whole or not at all."""
-    path = settings.home / "summary.json"
-    draft = path.with_name(f".summary.{os.getpid()}")
-    draft.write_text(json.dumps(summary, indent=2, default=str) + "\n")
-    draft.replace(path)
-    return path
+__all__ = ["show"]
 
 
 def show(settings: Settings, catalog: Catalog, summary: Mapping[str, Any], failures: Sequence[str]) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+import dagster as dg
 
 from catalog.clock import Clock
 from catalog.load import Catalog
 from catalog.settings import Settings
 from lake import Lake
 from lake.ledger import Ledger
+from resources.summary import summarise, used, write
 
 if TYPE_CHECKING:
     from streaming.sqlite_log import SqliteLog
 
-__all__ = ["Platform"]
+__all__ = ["Platform", "platform_resource"]
 
 
 @dataclass(frozen=True)
@@ -49,3 +54,17 @@ class Platform:
         from ml.features import open_feature_store
 
         return open_feature_store(self.settings, self.catalog)
+
+
+def platform_resource(settings: Settings, catalog: Catalog) -> dg.ResourceDefinition:
+    """The platform for the length of a run; when the run ends, however it ends, its summary is written."""
+
+    @dg.resource(description="Settings, catalog, and the stores that follow from them.")
+    def platform(context: dg.InitResourceContext) -> Iterator[Platform]:
+        started = time.perf_counter()
+        yield Platform(settings, catalog)
+        if context.instance is not None and context.run is not None:
+            found = summarise(settings, catalog, context.instance, context.run.run_id)
+            write(settings, {**found, **used(started)})
+
+    return platform

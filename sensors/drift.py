@@ -2,7 +2,8 @@
 
 Level in, edge out: the status says "drifted" at every tick while it lasts, and one `run_key` for each cause makes one
 run of it. The cursor keeps, for each model, the cause that was last requested and when on the business clock, so that
-a different cause within the cooldown waits for its end instead of being lost.
+a different cause within the cooldown waits for its end instead of being lost. A cursor belongs to one Dagster
+instance; what a retraining has answered is in the ledger too, so that a new instance does not ask for it again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from catalog.load import Catalog
 from catalog.settings import Settings
 from catalog.spec import Model
 from lake import Lake
+from lake.ledger import Ledger
 from ml.drift_status import DriftStatus, read_status
 from sensors.in_progress import CAUSE, CAUSE_ID, MODEL, TRIGGER, run_in_progress
 
@@ -54,7 +56,7 @@ def healed_keys(model: str) -> list[dg.AssetKey]:
 
 def _tick(context: dg.SensorEvaluationContext, catalog: Catalog, settings: Settings) -> dg.SensorResult:
     lake = Lake(settings.lake_dir)
-    requested: Requested = json.loads(context.cursor) if context.cursor else {}
+    requested = _requested(context.cursor, catalog, settings)
     runs, reasons = [], []
     for model in catalog.models:
         status = read_status(lake, model)
@@ -71,6 +73,20 @@ def _tick(context: dg.SensorEvaluationContext, catalog: Catalog, settings: Setti
     return dg.SensorResult(
         run_requests=runs, skip_reason=None if runs else "; ".join(reasons) or "no models", cursor=cursor
     )
+
+
+def _requested(cursor: str | None, catalog: Catalog, settings: Settings) -> Requested:
+    """For each model the later of what this instance has requested and what any instance's retraining has answered."""
+    requested: Requested = json.loads(cursor) if cursor else {}
+    if not settings.ledger_path.exists():
+        return requested
+    ledger = Ledger(settings.ledger_path)
+    for model in catalog.models:
+        answered = ledger.last(keys.answered_cause(model.name))
+        both = [r for r in (requested.get(model.name), answered and dict(answered.outcome)) if r]
+        if both:
+            requested[model.name] = max(both, key=lambda r: r["requested_at"])
+    return requested
 
 
 def _reason_to_skip(

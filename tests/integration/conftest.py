@@ -110,6 +110,7 @@ def _killed(home: Home, step: str, delay_s: float) -> str:
 class Materialised(Played):
     """The small shop from parquet, by Dagster's own command line, with one more model: the example of docs/how_to."""
 
+    summary: dict[str, Any]
     approved: Done
     rerun: Done
 
@@ -123,9 +124,10 @@ def _materialised(at: Path, _: Others) -> Materialised:
     home = Home(at / "home").set(RETAIL_DATA=str(file), CATALOG=str(catalog), ACTOR="trainer")
     (home.path / "dagster").mkdir(parents=True)
     run = home.command("dagster", "asset", "materialize", "--select", "*", "-m", "definitions")
+    summary = home.summary if run.code == 0 else {}
     approved = home.headwater("approve", "lapse", "1", "--by", "alice", "--note", "checked the card")
     rerun = home.headwater("run", "--select", 'key:"models/lapse/champion"+')
-    return Materialised(home, run, approved, rerun)
+    return Materialised(home, run, summary, approved, rerun)
 
 
 def _short_run(at: Path, _: Others) -> Played:

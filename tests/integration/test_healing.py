@@ -7,6 +7,9 @@ import orjson
 from dagster import DagsterRunStatus
 from dagster._core.scheduler.instigation import TickStatus
 
+from catalog import keys
+from lake.ledger import Ledger
+
 MODELS = ("churn", "clv")
 
 
@@ -32,6 +35,15 @@ def test_sustained_drift_retrains_each_model_once_over_ticks_and_a_restart(heale
         assert run.tags["headwater/cause_id"] == found["cause_id"]
         assert run.tags["dagster/run_key"] == f"drift:{found['cause_id']}"
         assert "PSI" in run.tags["headwater/cause"]
+
+
+def test_what_was_answered_is_known_to_any_other_instance(healed):
+    """A Dagster without a home of its own forgets its cursors; the data directory does not."""
+    ledger = Ledger(healed.after.home.path / "ledger.db")
+    for run in healed.after.runs_for("drift"):
+        answered = ledger.last(keys.answered_cause(run.tags["headwater/model"]))
+        assert answered is not None
+        assert answered.outcome["cause_id"] == run.tags["headwater/cause_id"]
 
 
 def test_the_daemon_went_on_ticking_after_the_retraining(healed):

@@ -171,6 +171,19 @@ def test_dagster_materialises_what_run_does(shop_run, materialised):
     )
 
 
+def test_dagsters_own_command_leaves_a_summary(shop_run, materialised):
+    summary, other = materialised.summary, shop_run.home.summary
+    assert set(summary) == set(other)
+    assert summary["success"]
+    assert {name: table for name, table in summary["tables"].items() if "lapse" not in name} == other["tables"]
+    assert summary["models"]["churn"]["metrics"] == other["models"]["churn"]["metrics"]
+    assert summary["checks"]["failed"] == 0
+    assert summary["checks"]["passed"] >= other["checks"]["passed"]
+    built = {asset["key"] for asset in summary["assets"] if "lapse" not in asset["key"]}
+    assert built == {asset["key"] for asset in other["assets"]}
+    assert summary["cpu_s"] > 1
+
+
 def test_one_more_yaml_is_one_more_model(materialised):
     """The guide's example: trained and judged by the same graph, waiting for its approver."""
     with materialised.home.instance() as instance:

@@ -16,6 +16,7 @@ from catalog import keys
 from catalog.load import Catalog, load_catalog
 from catalog.settings import CATALOG_DIR, Settings, load_settings
 from lake import Lake
+from lake.ledger import Ledger
 from ml.drift_status import ROWS
 from sensors.changes import build_change_sensor, followed_topics
 from sensors.drift import build_drift_sensor, healed_keys
@@ -157,6 +158,21 @@ def test_a_new_episode_asks_once_more_but_only_after_the_cooldown(location):
     (request,) = location.tick("drift", week=10).run_requests
     assert request.run_key == "drift:churn-20240311T000000"
     assert location.tick("drift", week=20).run_requests == []
+
+
+def test_a_new_instance_does_not_ask_again_for_what_a_retraining_has_answered(location):
+    judge(location, ".BBB")
+    (request,) = location.tick("drift", week=4).run_requests
+    cause, at = request.tags["headwater/cause_id"], (T0 + 4 * WEEK).isoformat()
+    location.cursors.clear()
+    assert len(location.tick("drift", week=5).run_requests) == 1, "requested, but never answered"
+    Ledger(location.settings(0).ledger_path).record(
+        keys.answered_cause("churn"), cause, {"cause_id": cause, "requested_at": at}
+    )
+    location.cursors.clear()
+    again = location.tick("drift", week=6)
+    assert again.run_requests == []
+    assert f"churn: already requested at {at} for {cause}" in again.skip_message
 
 
 def test_each_model_heals_by_itself(location):
