@@ -1,14 +1,24 @@
-"""Frozen, strict schemas of what is declared in YAML: source tables, gates and models."""
+"""Frozen, strict schemas of what is declared in YAML: source tables, gates and models.
+
+A field says for itself what it may be; what must fit together is in the `rules` of its spec, each of which names the
+field to look at. How a refusal reads is decided in `catalog.refusals`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from catalog.problems import Finding, Loc, either, nearest
 
 __all__ = [
     "BASELINES",
+    "COLUMN_ARGUMENTS",
     "METRICS",
+    "MISFIT",
     "Bar",
     "Baseline",
     "Column",
@@ -20,13 +30,34 @@ __all__ = [
     "Model",
     "ModelGate",
     "Promotion",
+    "Rule",
     "Slice",
     "Source",
+    "Spec",
 ]
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Owner = Annotated[str, Field(pattern=r"^(team:[a-z][a-z0-9_-]*|[^@\s]+@[^@\s]+\.[^@\s]+)$")]
-TableKey = Annotated[str, Field(pattern=r"^[a-z]+/[a-z][a-z0-9_]*/[a-z][a-z0-9_]*$")]
+COLUMN_ARGUMENTS = frozenset({"column_A", "column_B", "column_list", "column_set"})
+"""Arguments of Great Expectations that name further columns."""
+
+MISFIT = "misfit"
+"""pydantic's `type` of an error that a rule found."""
+
+Rule = Callable[[], Iterator[Finding]]
+
+
+def _text(pattern: str, words: str) -> Any:
+    """Text of a pattern, with the words that say which."""
+    return Field(pattern=pattern, json_schema_extra={"words": words})
+
+
+Name = Annotated[str, _text(r"^[a-z][a-z0-9_]*$", "a name of lower-case letters, digits and _, a letter first")]
+Owner = Annotated[
+    str, _text(r"^(team:[a-z][a-z0-9_-]*|[^@\s]+@[^@\s]+\.[^@\s]+)$", "team:name (in lower case) or an e-mail address")
+]
+TableKey = Annotated[str, _text(r"^[a-z]+/[a-z][a-z0-9_]*/[a-z][a-z0-9_]*$", "an asset key such as marts/sales/orders")]
+FeatureReference = Annotated[
+    str, _text(r"^[a-z][a-z0-9_]*:[a-z][a-z0-9_]*$", "view:feature such as activity:txn_count_7d")
+]
 ColumnType = Literal["string", "int64", "float64", "bool", "timestamp"]
 Metric = Literal["roc_auc", "average_precision", "log_loss", "brier", "mae", "rmse", "spearman"]
 Baseline = Literal["majority", "recency_rule", "mean", "last_90_days_spend"]
@@ -40,11 +71,30 @@ BASELINES: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Strict(BaseModel):
+class Spec(BaseModel):
+    """A declaration or a part of one."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    def rules(self) -> tuple[Rule, ...]:
+        """What must fit together here; each rule yields what does not, at its place below this spec."""
+        return ()
 
-class Column(_Strict):
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        found = [finding for rule in self.rules() for finding in rule()]
+        if found:
+            # Several errors, each with its own place: a plain ValueError would be one, without a place.
+            raise ValidationError.from_exception_data(type(self).__name__, [_misfit(finding) for finding in found])
+        return self
+
+
+def _misfit(finding: Finding) -> InitErrorDetails:
+    error = PydanticCustomError(MISFIT, "{text}", {"text": finding.text})
+    return InitErrorDetails(type=error, loc=finding.loc, input=None)
+
+
+class Column(Spec):
     """One column of a source table; `timestamp` has microseconds and is UTC."""
 
     name: Name
@@ -54,19 +104,30 @@ class Column(_Strict):
     pii: bool = False
 
 
-class Expectation(_Strict):
+class Expectation(Spec):
     """One Great Expectations expectation by its snake_case name, with its arguments.
 
     `mostly` is the share of rows that must satisfy it (1.0: every row).
     """
 
-    expect: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    expect: Name
     column: Name | None = None
     mostly: float = Field(default=1.0, gt=0, le=1)
     arguments: dict[str, Any] = {}
 
+    def columns(self) -> Iterator[tuple[Loc, str]]:
+        """Every column that the expectation names, with its place."""
+        if self.column is not None:
+            yield ("column",), self.column
+        for argument in sorted(COLUMN_ARGUMENTS & self.arguments.keys()):
+            value = self.arguments[argument]
+            if isinstance(value, str):
+                yield ("arguments", argument), value
+            elif isinstance(value, tuple | list):
+                yield from ((("arguments", argument, n), name) for n, name in enumerate(value) if isinstance(name, str))
 
-class Gate(_Strict):
+
+class Gate(Spec):
     """What must hold before anything downstream of a table runs.
 
     `freshness_days` bounds the clock's now minus the latest `event_time`; `max_quarantined_pct` (raw tables) bounds the
@@ -82,8 +143,15 @@ class Gate(_Strict):
     expectations: tuple[Expectation, ...] = ()
     table: TableKey | None = None
 
+    def columns(self) -> Iterator[tuple[Loc, str]]:
+        """Every column that the gate names, with its place."""
+        yield from ((("key", position), name) for position, name in enumerate(self.key))
+        yield ("event_time",), self.event_time
+        for position, expectation in enumerate(self.expectations):
+            yield from ((("expectations", position, *loc), name) for loc, name in expectation.columns())
 
-class Source(_Strict):
+
+class Source(Spec):
     """One captured table: from it come the raw asset, its checks and dbt's source."""
 
     system: Name
@@ -94,18 +162,25 @@ class Source(_Strict):
     columns: tuple[Column, ...] = Field(min_length=1)
     gate: Gate
 
-    @model_validator(mode="after")
-    def _names_exist(self) -> Source:
-        names = [c.name for c in self.columns]
-        for used in (*self.gate.key, self.gate.event_time, *(e.column for e in self.gate.expectations if e.column)):
+    def rules(self) -> tuple[Rule, ...]:
+        return (self._columns_once, self._gate_columns_exist)
+
+    def _columns_once(self) -> Iterator[Finding]:
+        names = [column.name for column in self.columns]
+        for position in _repeated(names):
+            yield Finding(
+                ("columns", position, "name"), f"found column {names[position]!r} a second time, allowed is once"
+            )
+
+    def _gate_columns_exist(self) -> Iterator[Finding]:
+        names = [column.name for column in self.columns]
+        for loc, used in self.gate.columns():
             if used not in names:
-                raise ValueError(f"found column {used!r} in the gate, allowed are the table's own: {', '.join(names)}")
-        if len(set(names)) != len(names):
-            raise ValueError("found a column declared twice, allowed is once each")
-        return self
+                text = f"found column {used!r} in the gate{nearest(used, names)}, allowed is {either(names)}"
+                yield Finding(("gate", *loc), text)
 
 
-class Label(_Strict):
+class Label(Spec):
     """The outcome in [cut-off, cut-off + horizon): whether no purchase happens, or the sum of a column."""
 
     kind: Literal["no_event", "sum"]
@@ -113,21 +188,25 @@ class Label(_Strict):
     column: Name | None = None
     horizon_days: int = Field(ge=1, le=730)
 
-    @model_validator(mode="after")
-    def _column_for_sum(self) -> Label:
-        if (self.kind == "sum") != (self.column is not None):
-            raise ValueError("found kind/column that do not fit, allowed is: sum with a column, no_event without")
-        return self
+    def rules(self) -> tuple[Rule, ...]:
+        return (self._column_for_sum,)
+
+    def _column_for_sum(self) -> Iterator[Finding]:
+        if self.kind == "sum" and self.column is None:
+            yield Finding(("kind",), "found label.kind 'sum' without a column, allowed is with one: the column to sum")
+        if self.kind == "no_event" and self.column is not None:
+            text = f"found label.column {self.column!r} with kind no_event, allowed is none: only a sum has a column"
+            yield Finding(("column",), text)
 
 
-class Cutoffs(_Strict):
+class Cutoffs(Spec):
     """Monthly instants at which entity rows are taken; a cut-off counts only once its label is mature."""
 
     min_history_days: int = Field(default=30, ge=0)
     max_count: int = Field(default=12, ge=2, le=120)
 
 
-class Slice(_Strict):
+class Slice(Spec):
     """Rows of the hold-out on which the model must hold by itself; `where` is an SQL condition over the features.
 
     `metric` is the gate's own when not given. A slice with fewer than `min_rows` rows is reported, not judged.
@@ -141,7 +220,7 @@ class Slice(_Strict):
     min_rows: int = Field(default=100, ge=1)
 
 
-class Bar(_Strict):
+class Bar(Spec):
     """An absolute bound on one metric of the hold-out."""
 
     metric: Metric
@@ -149,28 +228,37 @@ class Bar(_Strict):
     maximum: float | None = None
 
 
-class ModelGate(_Strict):
+class ModelGate(Spec):
     """The bar a candidate must pass on the hold-out: an absolute one, every baseline, the champion, every slice.
 
-    `bars` bound further metrics: a scale-free one suits a model whose own metric is in pounds.
+    `bars` bound further metrics: a scale-free one suits a model whose own metric is in pounds. `min_improvement` is how
+    much better than the champion a candidate must be, in the metric's own unit and whichever way is better: 0 lets an
+    equal one replace it (it has seen later data), a negative number one that is at most so much worse.
     """
 
     metric: Metric
     minimum: float | None = None
     maximum: float | None = None
     bars: tuple[Bar, ...] = ()
+    min_improvement: float = 0.0
     min_holdout_rows: int = Field(default=50, ge=10)
     slices: tuple[Slice, ...] = ()
 
+    def metrics(self) -> Iterator[tuple[Loc, str]]:
+        """Every metric that the gate names, with its place."""
+        yield ("metric",), self.metric
+        yield from ((("bars", position, "metric"), bar.metric) for position, bar in enumerate(self.bars))
+        yield from ((("slices", n, "metric"), part.metric) for n, part in enumerate(self.slices) if part.metric)
 
-class Promotion(_Strict):
+
+class Promotion(Spec):
     """`auto`: what passes the gate is promoted; `approve`: it waits for `headwater approve`."""
 
     policy: Literal["auto", "approve"]
     approver_must_differ: bool = True
 
 
-class Drift(_Strict):
+class Drift(Spec):
     """When a shift counts: PSI above the floor and above what sampling explains, in `breaches` of `windows` windows."""
 
     window_days: int = Field(default=7, ge=1)
@@ -181,14 +269,16 @@ class Drift(_Strict):
     bins: int = Field(default=10, ge=2, le=100)
     cooldown_days: float = Field(default=14, ge=0)
 
-    @model_validator(mode="after")
-    def _k_of_m(self) -> Drift:
+    def rules(self) -> tuple[Rule, ...]:
+        return (self._k_of_m,)
+
+    def _k_of_m(self) -> Iterator[Finding]:
         if self.breaches > self.windows:
-            raise ValueError(f"found breaches {self.breaches}, allowed is at most windows ({self.windows})")
-        return self
+            text = f"found drift.breaches {self.breaches}, allowed is at most the number of windows ({self.windows})"
+            yield Finding(("breaches",), text)
 
 
-class Model(_Strict):
+class Model(Spec):
     """One machine-learning model: everything that is needed to train, gate, promote, serve and watch it."""
 
     name: Name
@@ -199,7 +289,7 @@ class Model(_Strict):
     domain: Name
     entity: Literal["customer"]
     task: Literal["binary", "regression"]
-    features: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*:[a-z][a-z0-9_]*$")], ...] = Field(min_length=1)
+    features: tuple[FeatureReference, ...] = Field(min_length=1)
     label: Label
     cutoffs: Cutoffs = Cutoffs()
     algorithm: str = Field(min_length=1)
@@ -212,34 +302,50 @@ class Model(_Strict):
     promotion: Promotion
     drift: Drift = Drift()
 
-    @model_validator(mode="after")
-    def _fits_task(self) -> Model:
-        if self.gate.metric not in METRICS[self.task]:
-            raise ValueError(
-                f"found gate metric {self.gate.metric!r}, allowed for task {self.task} is one of "
-                + ", ".join(METRICS[self.task])
-            )
-        for used in (*(b.metric for b in self.gate.bars), *(s.metric for s in self.gate.slices if s.metric)):
-            if used not in METRICS[self.task]:
-                raise ValueError(
-                    f"found metric {used!r} in the gate's bars or slices, allowed for task {self.task} is one of "
-                    + ", ".join(METRICS[self.task])
-                )
-        for baseline in self.baselines:
+    def rules(self) -> tuple[Rule, ...]:
+        return (
+            self._features_once,
+            self._label_fits_task,
+            self._offset_is_a_feature,
+            self._baselines_fit_task,
+            self._metrics_fit_task,
+        )
+
+    def _features_once(self) -> Iterator[Finding]:
+        # By name, not by reference: the name is the column of the training set.
+        names = [reference.partition(":")[2] for reference in self.features]
+        for position in _repeated(names):
+            text = f"found feature {self.features[position]!r} a second time, allowed is once each"
+            yield Finding(("features", position), text)
+
+    def _label_fits_task(self) -> Iterator[Finding]:
+        wanted = {"binary": "no_event", "regression": "sum"}[self.task]
+        if self.label.kind != wanted:
+            text = f"found label.kind {self.label.kind!r}, allowed for task {self.task} is {wanted!r}"
+            yield Finding(("label", "kind"), text)
+
+    def _offset_is_a_feature(self) -> Iterator[Finding]:
+        names = [reference.partition(":")[2] for reference in self.features]
+        if self.offset is not None and self.task != "regression":
+            yield Finding(("offset",), f"found offset {self.offset!r}, allowed is one only with task regression")
+        elif self.offset is not None and self.offset not in names:
+            hint = nearest(self.offset, names)
+            text = f"found offset {self.offset!r}{hint}, allowed is one of the model's features: {', '.join(names)}"
+            yield Finding(("offset",), text)
+
+    def _baselines_fit_task(self) -> Iterator[Finding]:
+        for position, baseline in enumerate(self.baselines):
             if baseline not in BASELINES[self.task]:
-                raise ValueError(
-                    f"found baseline {baseline!r}, allowed for task {self.task} is one of "
-                    + ", ".join(BASELINES[self.task])
-                )
-        names = [ref.partition(":")[2] for ref in self.features]
-        if self.offset is not None and (self.task != "regression" or self.offset not in names):
-            raise ValueError(
-                f"found offset {self.offset!r}, allowed with task regression is one of its features: {', '.join(names)}"
-            )
-        if len(set(self.features)) != len(self.features):
-            raise ValueError("found a feature listed twice, allowed is once each")
-        if (self.label.kind == "no_event") != (self.task == "binary"):
-            raise ValueError(
-                "found a label that does not fit the task, allowed is no_event with binary, sum with regression"
-            )
-        return self
+                text = f"found baseline {baseline!r}, allowed for task {self.task} is {either(BASELINES[self.task])}"
+                yield Finding(("baselines", position), text)
+
+    def _metrics_fit_task(self) -> Iterator[Finding]:
+        for loc, metric in self.gate.metrics():
+            if metric not in METRICS[self.task]:
+                text = f"found metric {metric!r}, allowed for task {self.task} is {either(METRICS[self.task])}"
+                yield Finding(("gate", *loc), text)
+
+
+def _repeated(names: Sequence[str]) -> list[int]:
+    """The positions of names that were there before."""
+    return [position for position, name in enumerate(names) if name in names[:position]]

@@ -299,7 +299,7 @@ def _judge_baselines(model: Model, candidate: Evaluation) -> list[Verdict]:
 def _judge_champion(model: Model, candidate: Evaluation, champion: ChampionScore | None) -> Verdict:
     metric = model.gate.metric
     if champion is None:
-        return Verdict("champion", None, "there is no champion yet")
+        return Verdict("champion", None, "there is no other champion to compare with")
     if champion.metrics is None:
         return Verdict("champion", None, f"champion {champion.version} cannot be scored here: {champion.reason}")
     ours, theirs = candidate.metrics.get(metric), champion.metrics.get(metric)
@@ -307,8 +307,11 @@ def _judge_champion(model: Model, candidate: Evaluation, champion: ChampionScore
         return Verdict(
             "champion", False, f"{metric} is undefined on the hold-out, so champion {champion.version} stays"
         )
-    passed = _advantage(metric, ours, theirs) >= -EQUAL_WITHIN * abs(theirs)
+    gained, wanted = _advantage(metric, ours, theirs), model.gate.min_improvement
+    passed = gained >= wanted - EQUAL_WITHIN * abs(theirs)
     text = f"{metric} is {ours:.6g}, champion {champion.version} has {theirs:.6g} on the same hold-out"
+    if wanted:
+        text += f", an improvement of {gained:.4g}; needed is at least {wanted:g}"
     return Verdict("champion", passed, text)
 
 

@@ -6,9 +6,11 @@ What it is, how it is read from a registered version and its run, and how it is 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from ml.promotions import Promotion, came_first, concerning
 
 __all__ = ["Lineage", "trace"]
 
@@ -17,7 +19,11 @@ Metrics = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Lineage:
-    """One version, traced. Times are ISO instants of the business clock; what did not happen yet is None."""
+    """One version, traced. Times are ISO instants of the business clock; what did not happen yet is None.
+
+    `promoted_by`, `promoted_at`, `approved_by` and `note` are of the version's first promotion and approval; `history`
+    has every entry in which it came or went, rollbacks too, oldest first.
+    """
 
     model: str
     version: str
@@ -46,6 +52,7 @@ class Lineage:
     promoted_at: str | None
     approved_by: str | None
     note: str | None
+    history: tuple[Promotion, ...]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -74,6 +81,7 @@ class Lineage:
             ("promoted by", f"{self.promoted_by} at {self.promoted_at}" if self.promoted_by else "not promoted"),
             ("approver", self.approved_by or "none"),
             ("note", self.note or "none"),
+            *(("history" if n == 0 else "", entry.line()) for n, entry in enumerate(self.history)),
             ("package", f"sha256 {self.package_digest}"),
         ]
         width = max(len(name) for name, _ in facts)
@@ -84,13 +92,15 @@ def _line(metrics: Metrics) -> str:
     return ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
 
 
-def trace(version: Any, run: Any, aliases: tuple[str, ...]) -> Lineage:
+def trace(version: Any, run: Any, aliases: tuple[str, ...], history: Sequence[Promotion]) -> Lineage:
     """Assemble the facts from MLflow's model version and run, as ml/registry.py and ml/tracking.py wrote them."""
+    number = str(version.version)
+    promoted, approved = came_first(history, number), came_first(history, number, "approve")
     tags, params, metrics = version.tags, run.data.params, run.data.metrics
     named = _nested(metrics)
     return Lineage(
         model=version.name,
-        version=str(version.version),
+        version=number,
         aliases=aliases,
         run_id=version.run_id,
         data_digest=tags["data_digest"],
@@ -112,10 +122,11 @@ def trace(version: Any, run: Any, aliases: tuple[str, ...]) -> Lineage:
         trained_by=tags["trained_by"],
         trained_at=tags["trained_at"],
         dagster_run_id=tags["dagster_run_id"],
-        promoted_by=tags.get("promoted_by"),
-        promoted_at=tags.get("promoted_at"),
-        approved_by=tags.get("approved_by"),
-        note=tags.get("note"),
+        promoted_by=promoted.by if promoted else None,
+        promoted_at=promoted.at if promoted else None,
+        approved_by=approved.by if approved else None,
+        note=promoted.note if promoted else None,
+        history=concerning(history, number),
     )
 
 

@@ -1,7 +1,9 @@
 """The model registry: versions with their evidence, aliases `candidate` and `champion`, who promoted what and when.
 
 MLflow keeps it (SQLite by default). A version is registered only with a proven package and a kept contract; it becomes
-champion only through the gate. What a run logs is in ml/tracking.py; what is served is decided in ml/deployment.py.
+champion only through the gate. A version's tags say who first promoted it and why; what happened to the alias since is
+in the model's history (ml/promotions.py). What a run logs is in ml/tracking.py; what is served is decided in
+ml/deployment.py.
 
 Errors: RegistryError
           ├─ NotRegistered        no such model, version or alias
@@ -13,6 +15,7 @@ Errors: RegistryError
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import uuid
@@ -33,7 +36,8 @@ from ml.evaluation import ChampionScore, GateResult, evaluate_metrics, gate
 from ml.feature_plan import FeaturePlan
 from ml.lineage import Lineage, trace
 from ml.plots import draw
-from ml.predictor import load_package, manifest_digest
+from ml.predictor import load_package, manifest_digest, verify_golden
+from ml.promotions import Action, Promotion, ended_by_a_person, succession
 from ml.tracking import Context, log_facts, open_client, start_run, write_mlmodel
 from ml.training import Trained, TrainingSet
 
@@ -52,8 +56,6 @@ __all__ = [
 
 AUTO = "policy:auto"
 _HISTORY = "promotion."
-
-Action = Literal["auto", "approve", "rollback"]
 
 
 class RegistryError(RuntimeError):
@@ -96,19 +98,6 @@ class Registered:
 
 
 @dataclass(frozen=True)
-class Promotion:
-    """One entry of a model's history: `version` took the place of `previous` as champion."""
-
-    model: str
-    version: str
-    previous: str | None
-    action: Action
-    by: str
-    note: str
-    at: str
-
-
-@dataclass(frozen=True)
 class Registry:
     """Versions of every model. `artifacts` is where new experiments keep their files."""
 
@@ -128,18 +117,22 @@ class Registry:
     ) -> Registered:
         """Check the contract, judge against the present champion, log the run, register, point `candidate` at it.
 
-        Raises ContractError, NotExportable or PackageError before anything is registered.
+        What was registered before, from the same declaration and data and with the same package, is judged again and
+        reused. Raises ContractError, NotExportable or PackageError before anything is registered.
         """
         signature = check_contract(model, plan, training_set.table.schema, training_set.features)
-        champion = self.score_champion(model, training_set)
-        verdict = gate(model, trained.evaluation, champion)
         with tempfile.TemporaryDirectory() as scratch:
             package = Path(scratch) / "package"
             write_files(package, model, trained, plan)
             seal(package, model, "unregistered", trained.fitted.kind, {})
+            content = _content_digest(model, training_set, package)
+            if (twin := self._twin(model.name, content)) is not None:
+                return self._judge_again(model, training_set, trained, twin)
+            champion = self.score_champion(model, training_set)
+            verdict = gate(model, trained.evaluation, champion)
             run = start_run(self._client, model, self.artifacts)
             run_id = run.info.run_id
-            facts = _facts(model, training_set, trained, signature.digest(), context) | _judged(verdict)
+            facts = _facts(model, training_set, signature.digest(), context) | _judged(verdict)
             try:
                 log_facts(self._client, run_id, model, training_set, trained.evaluation, champion, facts)
                 write_mlmodel(package, run_id, trained, signature)
@@ -152,24 +145,28 @@ class Registry:
                 digest = manifest_digest(package)
                 self._client.log_artifacts(run_id, str(package), "package")
                 self._client.log_artifacts(run_id, str(Path(scratch) / "card"), "card")
-                self._tag(model.name, version, facts | {"package_digest": digest})
+                self._tag(model.name, version, facts | {"package_digest": digest, "content_digest": content})
                 self._client.set_registered_model_alias(model.name, "candidate", version)
             except BaseException:
                 self._client.set_terminated(run_id, "FAILED")
                 raise
             self._client.set_terminated(run_id, "FINISHED")
-        evaluation = trained.evaluation
-        return Registered(
-            model.name,
-            version,
-            run_id,
-            digest,
-            verdict,
-            to_markdown(card),
-            evaluation.metrics,
-            evaluation.baselines,
-            evaluation.rows,
-        )
+        return _registered(model, version, run_id, digest, verdict, to_markdown(card), trained)
+
+    def _twin(self, model: str, content: str) -> Any | None:
+        """The version with this very content: the clock may have gone back, or the same data been trained on again."""
+        return next((v for v in self._sealed(model) if v.tags.get("content_digest") == content), None)
+
+    def _judge_again(self, model: Model, training_set: TrainingSet, trained: Trained, twin: Any) -> Registered:
+        version = str(twin.version)
+        itself = self.alias(model.name, "champion") == version
+        verdict = gate(model, trained.evaluation, None if itself else self.score_champion(model, training_set))
+        self._tag(model.name, version, _judged(verdict))
+        self._client.set_registered_model_alias(model.name, "candidate", version)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, digest = self.fetch(model.name, version, Path(scratch))
+            card = (folder / "card.md").read_text(encoding="utf-8")
+        return _registered(model, version, twin.run_id, digest, verdict, card, trained)
 
     def _create_version(self, model: Model, source: str, run_id: str) -> str:
         if not self._known(model.name):
@@ -206,49 +203,68 @@ class Registry:
     def promote_by_policy(self, model: Model, version: str, now: datetime) -> Promotion | None:
         """Make an `auto` model's version champion when its gate passed; None when the policy says to wait.
 
-        A version that was ever champion is not promoted again by itself: it was replaced or rolled back for a reason.
+        What a person replaced or rolled back is not promoted again by itself: they had a reason.
         """
         tags = self._version(model.name, version).tags
         waits = model.promotion.policy != "auto" or tags["gate"] != "passed" or tags["needs_approver"] == "true"
-        if waits or any(p.version == version for p in self.history(model.name)):
+        if waits or self._reigns(model.name, version) or ended_by_a_person(self.history(model.name), version):
             return None
         return self._promote(model.name, version, "auto", AUTO, "passed its gate", now)
 
     def approve(self, model: Model, version: str, by: str, note: str, now: datetime) -> Promotion:
-        """Make a version champion on somebody's word. Raises NotRegistered, GateFailed or SameActor."""
+        """Make a version champion on somebody's word, once its package has proved to be sound.
+
+        Raises NotRegistered, GateFailed, SameActor or PromotionRefused; PackageError on a damaged package.
+        """
         tags = self._version(model.name, version).tags
         if tags["gate"] != "passed":
             raise GateFailed(
                 f"{model.name} {version} did not pass its gate, so nobody can approve it:\n{tags['gate_report']}"
             )
-        if not by.strip() or not note.strip():
-            raise PromotionRefused(f"{model.name} {version}: found by {by!r}, note {note!r}; neither may be empty")
-        if self.alias(model.name, "champion") == version:
+        _expect_words(model.name, version, by, note)
+        if self._reigns(model.name, version):
             raise PromotionRefused(f"{model.name} {version} is the champion already")
         if model.promotion.approver_must_differ and _same_actor(by, tags["trained_by"]):
             raise SameActor(
                 f"{model.name} {version} was trained by {tags['trained_by']}, who cannot approve it too: somebody else "
                 "must (promotion.approver_must_differ in the model's YAML)"
             )
+        self._prove(model.name, version)
         return self._promote(model.name, version, "approve", by, note, now)
 
     def rollback(self, model: str, by: str, note: str, now: datetime) -> Promotion:
-        """Return to the champion before the present one. Raises NotRegistered or NothingToRollBack."""
-        self.champion(model)
-        reign = _reign(self.history(model))
+        """Return to the champion before the present one, once its package has proved to be sound.
+
+        Raises NotRegistered, NothingToRollBack or PromotionRefused; PackageError on a damaged package.
+        """
+        champion, reign = self.champion(model), succession(self.history(model))
         if len(reign) < 2:
-            raise NothingToRollBack(f"{model}: version {reign[-1]} is the first champion, none came before it")
+            raise NothingToRollBack(f"{model}: version {champion} is the first champion, none came before it")
+        _expect_words(model, reign[-2], by, note)
+        self._prove(model, reign[-2])
         return self._promote(model, reign[-2], "rollback", by, note, now)
 
+    def _prove(self, model: str, version: str) -> None:
+        """Raises PackageError: an alias must not point at what cannot be served."""
+        with tempfile.TemporaryDirectory() as scratch:
+            verify_golden(load_package(*self.fetch(model, version, Path(scratch))))
+
+    def _reigns(self, model: str, version: str) -> bool:
+        """Whether the version is champion, by the alias and by the history alike."""
+        entries = self.history(model)
+        return bool(entries) and entries[-1].version == version == self.alias(model, "champion")
+
     def _promote(self, model: str, version: str, action: Action, by: str, note: str, now: datetime) -> Promotion:
+        """Alias first, entry last: who dies in between is repeated, and finds the work of the first attempt done."""
         history = self.history(model)
-        promotion = Promotion(model, version, self.alias(model, "champion"), action, by, note, now.isoformat())
+        previous = history[-1].version if history else None
+        promotion = Promotion(model, version, previous, action, by, note, now.isoformat())
+        self._client.set_registered_model_alias(model, "champion", version)
         # A key of its own for each entry: two writers at once lose none.
         key = f"{_HISTORY}{len(history):06d}.{uuid.uuid4().hex[:8]}"
         self._client.set_registered_model_tag(model, key, json.dumps(asdict(promotion)))
-        self._client.set_registered_model_alias(model, "champion", version)
-        tags = {"promoted_by": by, "promoted_at": promotion.at, "note": note}
-        self._tag(model, version, tags | ({"approved_by": by} if action == "approve" else {}))
+        tags = {} if action == "rollback" else {"promoted_by": by, "promoted_at": promotion.at, "note": note}
+        self._tag_once(model, version, tags | ({"approved_by": by} if action == "approve" else {}))
         return promotion
 
     def history(self, model: str) -> tuple[Promotion, ...]:
@@ -258,8 +274,12 @@ class Registry:
 
     def versions(self, model: str) -> tuple[str, ...]:
         """Every registered version, oldest first; empty for a model that was never trained."""
+        return tuple(sorted((str(v.version) for v in self._sealed(model)), key=int))
+
+    def _sealed(self, model: str) -> list[Any]:
+        """Versions whose registration was completed."""
         found = self._client.search_model_versions(f"name = '{model}'")
-        return tuple(sorted((str(v.version) for v in found if "package_digest" in v.tags), key=int))
+        return [version for version in found if "package_digest" in version.tags]
 
     def alias(self, model: str, alias: Literal["candidate", "champion"]) -> str | None:
         """The version an alias points at; None when there is none."""
@@ -283,7 +303,8 @@ class Registry:
         found = self._version(model, version)
         run = self._client.get_run(found.run_id)
         aliases = self._registered(model).aliases
-        return trace(found, run, tuple(sorted(a for a, v in aliases.items() if str(v) == version)))
+        named = tuple(sorted(a for a, v in aliases.items() if str(v) == version))
+        return trace(found, run, named, self.history(model))
 
     def _version(self, model: str, version: str) -> Any:
         if version not in self.versions(model):
@@ -303,13 +324,29 @@ class Registry:
         for key, value in tags.items():
             self._client.set_model_version_tag(model, version, key, value)
 
+    def _tag_once(self, model: str, version: str, tags: Mapping[str, str]) -> None:
+        """Tags that keep their first value."""
+        there = self._version(model, version).tags
+        self._tag(model, version, {key: value for key, value in tags.items() if key not in there})
+
 
 _PROVENANCE = ("data_digest", "git_commit", "git_dirty", "dagster_run_id", "trained_by", "trained_at")
 
 
-def _facts(
-    model: Model, training_set: TrainingSet, trained: Trained, signature: str, context: Context
-) -> dict[str, str]:
+def _registered(
+    model: Model, version: str, run_id: str, digest: str, verdict: GateResult, card: str, trained: Trained
+) -> Registered:
+    found = trained.evaluation
+    return Registered(model.name, version, run_id, digest, verdict, card, found.metrics, found.baselines, found.rows)
+
+
+def _content_digest(model: Model, training_set: TrainingSet, package: Path) -> str:
+    """sha256 of what makes a version what it is: its declaration, its data, and its package before it has a number."""
+    parts = [model.model_dump(mode="json"), training_set.digest, manifest_digest(package)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _facts(model: Model, training_set: TrainingSet, signature: str, context: Context) -> dict[str, str]:
     return {
         "trained_by": context.trained_by,
         "trained_at": training_set.built_at.isoformat(),
@@ -348,12 +385,6 @@ def _same_actor(one: str, other: str) -> bool:
     return one.strip().casefold() == other.strip().casefold()
 
 
-def _reign(history: tuple[Promotion, ...]) -> list[str]:
-    """Champions in order of succession: a rollback ends the last one's reign."""
-    reign: list[str] = []
-    for entry in history:
-        if entry.action == "rollback":
-            reign.pop()
-        else:
-            reign.append(entry.version)
-    return reign
+def _expect_words(model: str, version: str, by: str, note: str) -> None:
+    if not by.strip() or not note.strip():
+        raise PromotionRefused(f"{model} {version}: found by {by!r}, note {note!r}; neither may be empty")

@@ -195,7 +195,7 @@ def test_auto_promotes_once_and_equal_successors_pass(churn: Ready, clv: Ready, 
         assert promotion is not None
         assert (promotion.by, promotion.previous, promotion.at) == (AUTO, None, NOW.isoformat())
         assert registry.promote_by_policy(each.model, first.version, NOW) is None
-        second = each.register(registry)
+        second = each.register(registry, seed=8)
         assert "champion 1 has" in second.gate.describe()
         assert second.gate.passed, second.gate.describe()
         assert registry.champion(name) == "1"
@@ -228,14 +228,14 @@ def test_who_trained_cannot_approve(churn: Ready, registry: Registry) -> None:
     relaxed = Model.model_validate(
         churn.model.model_dump() | {"promotion": {"policy": "approve", "approver_must_differ": False}}
     )
-    assert registry.approve(relaxed, churn.register(registry).version, "kim", "mine", NOW).version == "2"
+    assert registry.approve(relaxed, churn.register(registry, seed=8).version, "kim", "mine", NOW).version == "2"
     with pytest.raises(PromotionRefused, match="champion already"):
         registry.approve(relaxed, "2", "ada", "again", NOW)
 
 
 def test_rollback_returns_to_the_champion_before(churn: Ready, registry: Registry) -> None:
     for at in range(3):
-        done = churn.register(registry)
+        done = churn.register(registry, seed=at)
         registry.promote_by_policy(churn.model, done.version, NOW + timedelta(days=at))
     assert registry.champion("churn") == "3"
     back = registry.rollback("churn", "ada", "complaints", NOW + timedelta(days=4))
@@ -252,6 +252,115 @@ def test_rollback_returns_to_the_champion_before(churn: Ready, registry: Registr
         ("rollback", "3", "2", "ada"),
         ("rollback", "2", "1", "ada"),
     ]
+
+
+def test_a_version_keeps_who_first_promoted_it_and_its_history_says_the_rest(churn: Ready, registry: Registry) -> None:
+    relaxed = Model.model_validate(churn.model.model_dump() | APPROVE)
+    for version, by, note in (("1", "ada", "the first"), ("2", "bob", "better abroad")):
+        assert churn.register(registry, **APPROVE, seed=int(version)).version == version
+        registry.approve(relaxed, version, by, note, NOW)
+    later = NOW + timedelta(days=3)
+    registry.rollback("churn", "eve", "complaints", later)
+    tags = open_client(registry.uri).get_model_version("churn", "1").tags
+    assert {name: tags[name] for name in ("promoted_by", "promoted_at", "approved_by", "note")} == {
+        "promoted_by": "ada",
+        "promoted_at": NOW.isoformat(),
+        "approved_by": "ada",
+        "note": "the first",
+    }
+    first, second = registry.lineage("churn", "1"), registry.lineage("churn", "2")
+    assert (first.promoted_by, first.note, second.note) == ("ada", "the first", "better abroad")
+    assert [(p.action, p.version, p.by, p.note) for p in second.history] == [
+        ("approve", "2", "bob", "better abroad"),
+        ("rollback", "1", "eve", "complaints"),
+    ]
+    assert [" ".join(line.split()) for line in first.describe().splitlines()[-4:-1]] == [
+        f"history {NOW.isoformat()} approve: 1; by ada: the first",
+        f"{NOW.isoformat()} approve: 2 for 1; by bob: better abroad",
+        f"{later.isoformat()} rollback: 1 for 2; by eve: complaints",
+    ]
+    assert json.loads(first.to_json())["history"][-1]["note"] == "complaints"
+    registry.approve(relaxed, "2", "kay", "mended", later)
+    again = registry.lineage("churn", "2")
+    assert (again.approved_by, again.note, again.history[-1].by) == ("bob", "better abroad", "kay")
+
+
+@pytest.mark.parametrize(("by", "note"), [(" ", "complaints"), ("eve", "")])
+def test_a_rollback_needs_somebody_and_a_reason(churn: Ready, registry: Registry, by: str, note: str) -> None:
+    promoted(churn, registry)
+    promoted(churn, registry, seed=8)
+    with pytest.raises(PromotionRefused, match="neither may be empty"):
+        registry.rollback("churn", by, note, NOW)
+    assert registry.champion("churn") == "2"
+
+
+def test_what_was_registered_before_is_judged_again_and_reused(churn: Ready, registry: Registry) -> None:
+    first, other = churn.register(registry), churn.register(registry, seed=8)
+    registry.promote_by_policy(churn.model, other.version, NOW)
+    again = churn.register(registry)
+    assert (again.version, again.run_id, again.package_digest) == ("1", first.run_id, first.package_digest)
+    assert again.card == first.card
+    assert "champion 2 has" in again.gate.describe()
+    assert registry.versions("churn") == ("1", "2")
+    assert registry.alias("churn", "candidate") == "1"
+    assert registry.lineage("churn", "1").gate_report == again.gate.describe()
+
+
+def test_a_reused_version_returns_unless_a_person_ended_its_reign(churn: Ready, registry: Registry) -> None:
+    for seed in (1, 2):
+        promoted(churn, registry, seed)
+    churn.register(registry, seed=1)
+    returned = registry.promote_by_policy(churn.model, "1", NOW)
+    assert returned is not None
+    assert (returned.version, returned.previous) == ("1", "2")
+    assert registry.promote_by_policy(churn.model, "1", NOW) is None, "it is the champion"
+    registry.rollback("churn", "eve", "complaints", NOW)
+    assert registry.champion("churn") == "2"
+    churn.register(registry, seed=1)
+    assert registry.promote_by_policy(churn.model, "1", NOW) is None, "rolled back for a reason"
+
+
+def test_the_champion_that_is_registered_again_is_not_compared_with_itself(churn: Ready, registry: Registry) -> None:
+    demanding = {"gate": churn.model.gate.model_dump() | {"min_improvement": 0.01}}
+    assert churn.register(registry, **demanding).gate.passed
+    registry.promote_by_policy(churn.model, "1", NOW)
+    again = churn.register(registry, **demanding)
+    assert (again.version, again.gate.passed) == ("1", True), again.gate.describe()
+
+
+@pytest.mark.parametrize("action", ["approve", "rollback"])
+def test_nobody_becomes_champion_with_a_damaged_package(churn: Ready, registry: Registry, action: str) -> None:
+    for seed in (1, 2):
+        promoted(churn, registry, seed)
+    waiting = churn.register(registry, seed=3).version
+    damaged = waiting if action == "approve" else "1"
+    run_id = registry.lineage("churn", damaged).run_id
+    next((registry.artifacts / "churn").glob(f"{run_id}/**/plan.json")).write_text("{}")
+    decide = {
+        "approve": lambda: registry.approve(churn.model, waiting, "ada", "looks good", NOW),
+        "rollback": lambda: registry.rollback("churn", "ada", "complaints", NOW),
+    }
+    with pytest.raises(CorruptPackage, match=r"plan\.json: found sha256"):
+        decide[action]()
+    assert registry.champion("churn") == "2"
+    assert len(registry.history("churn")) == 2
+
+
+def test_a_promotion_that_was_cut_short_is_completed_when_it_is_repeated(churn: Ready, registry: Registry) -> None:
+    """The alias is moved first: a process that dies then has written no entry."""
+    client = open_client(registry.uri)
+    for seed in (1, 2, 3):
+        churn.register(registry, seed=seed)
+    registry.promote_by_policy(churn.model, "1", NOW)
+    client.set_registered_model_alias("churn", "champion", "2")
+    completed = registry.promote_by_policy(churn.model, "2", NOW)
+    assert completed is not None
+    assert completed.previous == "1"
+    client.set_registered_model_alias("churn", "champion", "3")
+    assert registry.approve(churn.model, "3", "ada", "looks good", NOW).previous == "2"
+    client.set_registered_model_alias("churn", "champion", "2")
+    back = registry.rollback("churn", "eve", "complaints", NOW)
+    assert (back.version, back.previous, registry.champion("churn")) == ("2", "3", "2")
 
 
 def test_unknown_names_are_refused(churn: Ready, registry: Registry) -> None:
@@ -275,8 +384,8 @@ def test_lineage_reads_as_text_and_json(churn: Ready, registry: Registry) -> Non
     assert found.aliases == ("candidate", "champion")
 
 
-def promoted(ready: Ready, registry: Registry) -> str:
-    version = ready.register(registry).version
+def promoted(ready: Ready, registry: Registry, seed: int = 7) -> str:
+    version = ready.register(registry, seed=seed).version
     registry.promote_by_policy(ready.model, version, NOW)
     return version
 
@@ -325,7 +434,7 @@ def test_a_corrupted_package_is_refused_and_the_last_good_one_stays(
     endpoints = tmp_path / "endpoints"
     promoted(churn, registry)
     registry.deploy_champion("churn", endpoints)
-    promoted(churn, registry)
+    promoted(churn, registry, seed=8)
     stored = next((registry.artifacts / "churn").glob(f"{registry.lineage('churn', '2').run_id}/**/{file}"))
     content = bytearray(stored.read_bytes())
     content[len(content) // 2] ^= 1
@@ -356,7 +465,7 @@ def test_the_endpoint_rolls_back_by_pointer(churn: Ready, registry: Registry, tm
     registry.deploy_champion("churn", endpoints)
     with pytest.raises(MissingPackage, match="was served before 1"):
         roll_back(endpoints, "churn")
-    promoted(churn, registry)
+    promoted(churn, registry, seed=8)
     assert registry.deploy_champion("churn", endpoints).previous == "1"
     assert roll_back(endpoints, "churn").version == "1"
     assert current_folder(endpoints, "churn").name == "1"

@@ -104,6 +104,25 @@ def test_each_rule_fails_by_itself(
     assert any(reason in text for text in result.reasons), result.describe()
 
 
+@pytest.mark.parametrize(
+    ("wanted", "lead", "passed"),
+    [(0.0, 0.0, True), (0.0, -0.001, False), (0.01, 0.005, False), (0.01, 0.02, True), (-0.01, -0.005, True)],
+)
+@pytest.mark.parametrize("name", ["churn", "clv"])
+def test_the_champion_gives_way_to_the_improvement_that_is_asked_for(
+    name: str, wanted: float, lead: float, passed: bool
+) -> None:
+    """`lead`: how much better the candidate is, whichever way is better."""
+    declared = model(name, min_improvement=wanted)
+    held = table(LABELS, NOISE, np.zeros(200))
+    found = evaluate(declared, held, HoldOut(held, SCORES))
+    metric = declared.gate.metric
+    theirs = found.metrics[metric] + (lead if metric == "mae" else -lead)
+    judged = {v.rule: v for v in gate(declared, found, ChampionScore("3", {metric: theirs})).verdicts}["champion"]
+    assert judged.passed is passed, judged.text
+    assert (f"needed is at least {wanted:g}" in judged.text) == (wanted != 0)
+
+
 def test_an_equal_champion_is_matched() -> None:
     declared = model("churn", slices=({"name": "tiny", "where": "country = 'IT'", "minimum": 0.9},))
     found = churn_evaluation(SCORES, NOISE, declared)
