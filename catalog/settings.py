@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import getpass
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -120,6 +121,15 @@ def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def _home(text: str) -> Path:
+    """What is not there yet can be made; what is in its way cannot."""
+    path = _path(_text(text))
+    nearest = next(p for p in (path, *path.parents) if os.path.exists(p))  # Path.exists raises where it may not look
+    if not nearest.is_dir():
+        raise ValueError(text)
+    return path
+
+
 def _data_file(text: str) -> Path | None:
     if not text:
         return None
@@ -175,7 +185,7 @@ _PORT = _between(1, 65535)
 _PORTS = "a port, 1 to 65535"
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("HEADWATER_HOME", "home", ".headwater", "where everything is kept", "a directory; made if missing", _path),
+    Setting("HEADWATER_HOME", "home", ".headwater", "where everything is kept", "a directory; made if missing", _home),
     Setting(
         "HEADWATER_RETAIL_DATA",
         "retail_data",

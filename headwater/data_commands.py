@@ -9,7 +9,7 @@ import click
 
 from headwater.errors import NotThereYet, Refused
 from headwater.output import say, show_json, show_table
-from headwater.session import current_settings, declared_model, read_catalog
+from headwater.session import current_settings, declared_model, expect_writable, read_catalog
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,15 +76,32 @@ def historical(model: str, entities: Path, output: Path) -> None:
 
     settings = current_settings()
     catalog = read_catalog(settings)
-    declared_model(catalog, model)
+    declared = declared_model(catalog, model)
     output_format(output)
     rows = read_entities(entities)
+    _expect_features(settings, declared)
+    expect_writable(settings)  # Feast keeps its registry there
     from ml.features import historical as read_historical
     from ml.features import open_feature_store
 
     found = read_historical(open_feature_store(settings, catalog), model, rows)
     write_table(found, output)
     say(f"headwater: {found.num_rows} rows, {found.num_columns - rows.num_columns} features: {output}")
+
+
+def _expect_features(settings: Settings, model: Model) -> None:
+    """Each view's table is there; opening the feature store first would make an empty home."""
+    from catalog.keys import Key
+    from lake import Lake
+
+    views = dict.fromkeys(ref.partition(":")[0] for ref in model.features)
+    missing = [
+        key.dotted
+        for key in (Key("features", model.entity, view) for view in views)
+        if not Lake(settings.lake_dir).exists(key)
+    ]
+    if missing:
+        raise NotThereYet(f"no table {', '.join(missing)} in {settings.lake_dir}: run `headwater run` first")
 
 
 @features.command()
@@ -135,6 +152,7 @@ def _plan(settings: Settings, catalog: Catalog, model: Model) -> FeaturePlan:
         deployed = FeaturePlan.from_json(text)
         if {f"{f.view}:{f.name}" for f in deployed.features} == set(model.features):
             return deployed
+    expect_writable(settings)
     from ml.features import compile_plan, open_feature_store
 
     return compile_plan(open_feature_store(settings, catalog), model.name)

@@ -37,6 +37,8 @@ class NotThereYet(_Said):
 
 
 KNOWN: dict[str, int] = {
+    "builtins.PermissionError": FAILED,  # a file of the home, or one that was named, belongs to somebody else
+    "headwater.session.HomeError": USAGE,
     "catalog.settings.SettingsError": USAGE,
     "catalog.load.CatalogError": FAILED,
     "catalog.clock.ClockError": NOT_YET,

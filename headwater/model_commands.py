@@ -9,7 +9,7 @@ import click
 
 from headwater.errors import NotThereYet
 from headwater.output import say, show_json, show_table
-from headwater.session import current_settings, declared_model, read_catalog
+from headwater.session import current_settings, declared_model, expect_writable, read_catalog
 
 if TYPE_CHECKING:
     from catalog.settings import Settings
@@ -34,12 +34,12 @@ def models(as_json: bool) -> None:
     catalog = read_catalog(settings)
     registry = _registry(settings)
     rows = [row for model in catalog.models for row in _versions(registry, settings.endpoints_dir, model.name)]
+    if not rows:
+        raise NotThereYet("no version is registered: `headwater run` trains once there is history enough")
     if as_json:
         show_json(rows)
-    elif rows:
-        show_table(list(rows[0]), [list(row.values()) for row in rows])
     else:
-        say("headwater: no version is registered")
+        show_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _versions(registry: Registry, endpoints: Path, model: str) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def approve(model: str, version: str, by: str, note: str) -> None:
     """
     settings = current_settings()
     declared = declared_model(read_catalog(settings), model)
-    registry = _registry(settings)
+    registry = _registry_to_write(settings, model)
     _deploy(settings, registry, registry.approve(declared, version, by, note, settings.clock().now()))
 
 
@@ -123,18 +123,13 @@ def rollback(model: str, by: str | None, note: str) -> None:
     """
     settings = current_settings()
     declared_model(read_catalog(settings), model)
-    registry = _registry(settings)
+    registry = _registry_to_write(settings, model)
     _deploy(settings, registry, registry.rollback(model, by or settings.actor, note, settings.clock().now()))
 
 
 def _deploy(settings: Settings, registry: Registry, promoted: Promotion) -> None:
     """Serve what was just made champion, by the very function that the endpoint's asset calls."""
-    from catalog import keys
-    from lake.ledger import Ledger
-
     deployed = registry.deploy_champion(promoted.model, settings.endpoints_dir)
-    for key in (keys.champion(promoted.model), keys.endpoint(promoted.model)):
-        Ledger(settings.ledger_path).forget(key.slashed)  # the next run reports them anew, and scores with them
     before = f", was {promoted.previous}" if promoted.previous else ""
     say(f"headwater: {promoted.model} {promoted.version} is champion{before}; by {promoted.by}: {promoted.note}")
     say(f"headwater: {deployed.folder} serves, {deployed.golden_rows} golden rows verified")
@@ -148,6 +143,18 @@ def _registry(settings: Settings) -> Registry:
     from ml.registry import Registry
 
     return Registry.open(settings)
+
+
+def _registry_to_write(settings: Settings, model: str) -> Registry:
+    """The registry, for a change of champion. The next run looks anew at who is, whatever becomes of this process."""
+    registry = _registry(settings)
+    expect_writable(settings)
+    from catalog import keys
+    from lake.ledger import Ledger
+
+    for key in (keys.champion(model), keys.endpoint(model)):
+        Ledger(settings.ledger_path).forget(key.slashed)
+    return registry
 
 
 @click.group()
@@ -177,6 +184,7 @@ def inject(weeks: int, factor: float, seed: int) -> None:
     settings = current_settings()
     if not settings.log_path.exists():
         raise NotThereYet(f"no change log at {settings.log_path}: run `headwater run` first")
+    expect_writable(settings)
     from lake import Lake
     from streaming.inject import inject_drift
     from streaming.sqlite_log import SqliteLog
@@ -207,6 +215,11 @@ def status(model: str | None, as_json: bool) -> None:
     catalog = read_catalog(settings)
     chosen = (declared_model(catalog, model),) if model else catalog.models
     statuses = [read_status(Lake(settings.lake_dir), each) for each in chosen]
+    if not any(each.window_end for each in statuses):
+        raise NotThereYet(
+            f"no window of {', '.join(each.model for each in statuses)} has been judged in {settings.lake_dir}: "
+            "`headwater run` judges them once a version is deployed and there is history to compare with"
+        )
     if as_json:
         show_json([each.to_json() for each in statuses])
     else:

@@ -10,7 +10,7 @@ import click
 
 from headwater.errors import FAILED
 from headwater.output import say, show_json, show_table
-from headwater.session import current_settings, read_catalog
+from headwater.session import current_settings, make_home, read_catalog
 
 __all__ = ["check", "dev", "run", "serve", "settings", "version"]
 
@@ -28,9 +28,10 @@ def run(ctx: click.Context, full: bool, select: str | None) -> None:
       headwater run --full
       headwater run --select 'key:"models/churn/candidate"+'
     """
+    settings = make_home(current_settings())
     from headwater.run import run as run_graph
 
-    ctx.exit(run_graph(current_settings(), full=full, select=select))
+    ctx.exit(run_graph(settings, full=full, select=select))
 
 
 @click.command()
@@ -42,9 +43,10 @@ def dev(ctx: click.Context) -> None:
     Example:
       headwater dev
     """
+    settings = make_home(current_settings())
     from headwater.dev import dev as run_servers
 
-    ctx.exit(run_servers(current_settings()))
+    ctx.exit(run_servers(settings))
 
 
 @click.command()
@@ -63,9 +65,9 @@ def serve(port: int | None) -> None:
       curl -s localhost:8080/v1/models/churn:predict -H 'content-type: application/json' \\
            -d '{"entities": [{"customer_id": 17850}]}'
     """
+    settings = make_home(current_settings())  # predictions are logged there
     from serving.server import serve as run_server
 
-    settings = current_settings()
     run_server(replace(settings, api_port=port or settings.api_port), read_catalog(settings))
 
 

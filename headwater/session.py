@@ -1,8 +1,12 @@
-"""What every command starts from: the settings of this process's environment and the catalog they point at."""
+"""What every command starts from: the settings of this process's environment, the catalog and the home they name.
+
+Errors: HomeError   HEADWATER_HOME cannot be written to
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +16,11 @@ if TYPE_CHECKING:
     from catalog.settings import Settings
     from catalog.spec import Model
 
-__all__ = ["current_settings", "declared_model", "read_catalog"]
+__all__ = ["HomeError", "current_settings", "declared_model", "expect_writable", "make_home", "read_catalog"]
+
+
+class HomeError(RuntimeError):
+    """HEADWATER_HOME cannot be written to."""
 
 
 def current_settings() -> Settings:
@@ -27,6 +35,31 @@ def read_catalog(settings: Settings) -> Catalog:
     from catalog.load import load_catalog
 
     return load_catalog(settings.catalog)
+
+
+def make_home(settings: Settings) -> Settings:
+    """The same settings, once their home is there and can be written to. Raises HomeError."""
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_home(settings, "make the directory", error) from None
+    return expect_writable(settings)
+
+
+def expect_writable(settings: Settings) -> Settings:
+    """The same settings, when a file can be made in their home. Raises HomeError."""
+    try:
+        with tempfile.TemporaryFile(dir=settings.home):
+            return settings
+    except OSError as error:
+        raise _no_home(settings, "write a file in", error) from None
+
+
+def _no_home(settings: Settings, tried: str, error: OSError) -> HomeError:
+    return HomeError(
+        f"tried to {tried} {settings.home}, found: {error.strerror}; set HEADWATER_HOME to a directory that you may "
+        "write to (it is made if missing)"
+    )
 
 
 def declared_model(catalog: Catalog, name: str) -> Model:

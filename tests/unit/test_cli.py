@@ -16,10 +16,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from catalog.keys import Key
-from catalog.settings import SETTINGS
+from catalog.settings import SETTINGS, load_settings
 from headwater.cli import SECTIONS, cli
 from headwater.errors import KNOWN, exit_code
 from headwater.output import show_json, show_table
+from headwater.session import HomeError, expect_writable
 from lake import Lake
 
 
@@ -118,6 +119,8 @@ def _files(arguments: list[str]) -> list[str]:
         (["approve", "churn", "1", "--by", "a", "--note", "b"], 3, "no registry at"),
         (["rollback", "churn"], 3, "no registry at"),
         (["drift", "inject"], 3, "no change log at"),
+        (["drift", "status"], 3, "no window of churn, clv has been judged in"),
+        (["drift", "status", "churn", "--json"], 3, "`headwater run` judges them"),
         (["features", "online", "churn", "--customer", "1"], 3, "no online store at"),
         (["predict", "churn", "--customer", "1"], 3, "nothing is deployed for churn"),
         (["lineage", "nope"], 2, "found 'nope', allowed is one of: churn, clv"),
@@ -139,6 +142,65 @@ def test_exit_codes_and_one_line_of_reason(tmp_path: Path, arguments: list[str],
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "home").exists()  # asking makes nothing
+
+
+def test_features_of_the_past_need_their_tables(tmp_path: Path) -> None:
+    (tmp_path / "entities.csv").write_text("customer_id,event_timestamp\n1,2011-09-10T00:00:00\n")
+    arguments = ["features", "historical", "churn", str(tmp_path / "entities.csv"), "-o", str(tmp_path / "out.csv")]
+    done = run(tmp_path / "home", *arguments)
+    assert (done.exit_code, done.stdout) == (3, ""), done.output
+    assert "no table features.customer.activity, features.customer.profile in" in done.stderr
+    assert not (tmp_path / "home").exists()
+
+
+def test_an_empty_registry_is_not_there_yet(tmp_path: Path) -> None:
+    import sqlite3
+
+    sqlite3.connect(tmp_path / "mlflow.db").close()
+    for flags in ([], ["--json"]):
+        done = run(tmp_path, "models", *flags)
+        assert (done.exit_code, done.stdout) == (3, ""), done.output
+        assert "no version is registered: `headwater run`" in done.stderr
+
+
+WRITERS = (
+    ["run"],
+    ["dev"],
+    ["serve", "--port", "9"],
+    ["approve", "churn", "1", "--by", "a", "--note", "b"],
+    ["rollback", "churn"],
+    ["drift", "inject"],
+)
+
+
+@pytest.mark.parametrize("arguments", WRITERS, ids=" ".join)
+def test_a_home_that_is_a_file_or_below_one_is_a_wrong_setting(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "file").touch()
+    for home in (tmp_path / "file", tmp_path / "file" / "home"):
+        done = run(home, *arguments)
+        assert (done.exit_code, done.stdout) == (2, ""), done.output
+        assert f"environment:HEADWATER_HOME: found '{home}', allowed is a directory; made if missing" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", WRITERS[:3], ids=" ".join)
+@pytest.mark.parametrize(("home", "tried"), [("/proc/home", "make the directory"), ("/proc", "write a file in")])
+def test_a_home_that_cannot_be_written_is_said_before_anything_is_done(
+    home: str, tried: str, arguments: list[str]
+) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("there is no /proc, where nobody may write")
+    done = run(Path(home), *arguments)
+    assert (done.exit_code, done.stdout) == (2, ""), done.output
+    assert f"headwater: tried to {tried} {home}, found: No such file or directory; set HEADWATER_HOME" in done.stderr
+
+
+def test_who_changes_a_home_must_be_able_to_write_there() -> None:
+    settings = load_settings({"HEADWATER_HOME": "/proc"})
+    if not settings.home.exists():
+        pytest.skip("there is no /proc, where nobody may write")
+    with pytest.raises(HomeError, match="tried to write a file in /proc, found"):
+        expect_writable(settings)
 
 
 def test_a_wrong_setting_is_wrong_usage_and_every_one_is_named(tmp_path: Path) -> None:
@@ -177,6 +239,7 @@ def test_known_errors_exist_and_heirs_take_their_parents_code() -> None:
     from serving.problems import UnknownCustomers
 
     assert [exit_code(kind) for kind in (QueryError, GateFailed, UnknownCustomers, RuntimeError)] == [1, 1, 1, None]
+    assert (exit_code(PermissionError), exit_code(FileNotFoundError)) == (1, None)
 
 
 def test_plain_tables_are_aligned_and_json_has_iso_instants(capsys: pytest.CaptureFixture[str]) -> None:
