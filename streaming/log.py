@@ -12,7 +12,9 @@ from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
-__all__ = ["BATCH_SCHEMA", "ChangeLog", "LogError", "TopicPartition"]
+from streaming.log_writer import LogError
+
+__all__ = ["BATCH_SCHEMA", "ChangeLog", "Lag", "LogError", "TopicPartition"]
 
 # Columns of a batch. `timestamp_us` is the record's own time in microseconds since 1970 UTC, set by who appends it: the
 # instant at which the change became known to us (a replay stamps its own clock). `value` null is a tombstone.
@@ -24,10 +26,6 @@ BATCH_SCHEMA = pa.schema(
         pa.field("value", pa.string()),
     ]
 )
-
-
-class LogError(RuntimeError):
-    """The log refused: an unknown topic, an offset that is out of range, a batch of the wrong shape."""
 
 
 class TopicPartition(NamedTuple):
