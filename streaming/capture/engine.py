@@ -1,0 +1,246 @@
+"""Runs a connector: recover, snapshot while streaming, make durable, confirm; again from the start after what passes.
+
+Records are sent as they come; a few times a second everything sent is flushed, and only then a checkpoint is written
+and the database told that it may forget. So whatever is killed whenever, the checkpoint never says more than the log
+holds, and the database never keeps less than the checkpoint needs.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from streaming.capture.checkpoint import Checkpoint, TableProgress, state_topic
+from streaming.capture.errors import Halt, Retryable
+from streaming.capture.sink import Sink
+from streaming.capture.snapshot import Snapshotter
+from streaming.capture.source import Retained, Source
+from streaming.capture.tables import SchemaHistory, schemas_topic
+from streaming.log_writer import LogWriter
+
+__all__ = ["Capture", "Options", "Status"]
+
+# Pauses after something retryable: doubled from the first to the longest, each cut at random to half or more.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 15.0
+_RETAINED_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a connector runs. Times in seconds; `retained_alarm`: the share of the server's bound that raises it."""
+
+    flush_s: float = 0.1
+    checkpoint_s: float = 1.0
+    heartbeat_s: float = 10.0
+    poll_s: float = 0.05
+    chunk_rows: int = 5_000
+    retained_alarm: float = 0.8
+    from_scratch: bool = False
+    accept_identity: bool = False
+    resnapshot: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a connector is doing, for whoever asks: `state` streaming, snapshotting, waiting (with `problem`)."""
+
+    system: str
+    state: str
+    position: int
+    resume: Mapping[str, Any]
+    epoch: int
+    rows: int
+    last_event_us: int
+    tables: Mapping[str, TableProgress]
+    retained: Retained | None
+    problem: str | None
+    at_us: int
+
+
+class Capture:
+    """One source into one log. `open_writer` makes a new writer after the old one failed."""
+
+    def __init__(
+        self,
+        source: Source,
+        open_writer: Callable[[], LogWriter],
+        options: Options,
+        *,
+        topic: Callable[[str], str],
+        database: str,
+        say: Callable[[str], None],
+        publish: Callable[[Status], None] = lambda _: None,
+    ) -> None:
+        """`topic` of a table's name; `say` gets what a person should read, `publish` the status about once a second."""
+        self._source, self._open_writer, self._options = source, open_writer, options
+        self._topic, self._database, self._say, self._publish = topic, database, say, publish
+        self.from_scratch = options.from_scratch
+        self._requests: list[str] = list(options.resnapshot)
+        self._requested = threading.Lock()
+
+    def resnapshot(self, table: str) -> None:
+        """Ask for a table to be read again; from any thread."""
+        with self._requested:
+            self._requests.append(table)
+
+    def run(self, stop: threading.Event) -> None:
+        """Capture until `stop` is set. Raises Halt when a person must decide; waits and retries for what passes."""
+        pause = _FIRST_PAUSE_S
+        while not stop.is_set():
+            attempt = _Attempt(self._source, self._options)
+            try:
+                attempt.run(self, stop)
+            except Retryable as error:
+                pause = _FIRST_PAUSE_S if attempt.progressed else min(2 * pause, _LONGEST_PAUSE_S)
+                wait = pause * random.uniform(0.5, 1)
+                self._say(f"{error}; trying again in {wait:.1f} s")
+                self._publish(attempt.status(f"{error}"))
+                stop.wait(wait)
+
+
+class _Attempt:
+    """One connection's worth of capturing."""
+
+    def __init__(self, source: Source, options: Options) -> None:
+        self.progressed = False
+        self._source, self._options = source, options
+        self._sink: Sink | None = None
+        self._snapshotter: Snapshotter | None = None
+        self._saved: Checkpoint | None = None
+        self._retained: Retained | None = None
+
+    def run(self, capture: Capture, stop: threading.Event) -> None:
+        writer = capture._open_writer()
+        try:
+            sink, snapshotter = self._start(capture, writer)
+            try:
+                self._loop(capture, sink, snapshotter, stop)
+            finally:
+                snapshotter.close()
+        finally:
+            self._source.close()
+            writer.close()
+
+    def _start(self, capture: Capture, writer: LogWriter) -> tuple[Sink, Snapshotter]:
+        system, options = self._source.system, self._options
+        writer.ensure([state_topic(system), schemas_topic(system)], compacted=True)
+        checkpoint = None if capture.from_scratch else Checkpoint.load(system, writer)
+        identity = self._source.identify()
+        epoch = checkpoint.epoch if checkpoint else 1
+        if checkpoint and dict(checkpoint.identity) != dict(identity):
+            if not options.accept_identity:
+                raise _another_server(checkpoint.identity, identity)
+            capture._say("another server was accepted: every table is read again")
+            checkpoint, epoch = None, epoch + 1
+        schemas = self._source.prepare(checkpoint)
+        history = SchemaHistory.load(system, _bodies(writer, schemas_topic(system)))
+        sink = Sink(
+            system, self._source.connector, capture._database, writer, history, epoch=epoch, topic=capture._topic
+        )
+        self._sink = sink
+        for schema in schemas:
+            sink.schema(schema)
+        known = checkpoint.tables if checkpoint else {}
+        progress = {schema.name: known.get(schema.name, TableProgress()) for schema in schemas}
+        self._source.open(sink, checkpoint)
+        self._saved = Checkpoint(identity, sink.resume, sink.position, epoch, dict(progress))
+        self._snapshotter = Snapshotter(self._source, sink, progress, chunk_rows=options.chunk_rows, say=capture._say)
+        return sink, self._snapshotter
+
+    def _loop(self, capture: Capture, sink: Sink, snapshotter: Snapshotter, stop: threading.Event) -> None:
+        options = self._options
+        flushed = saved = published = measured = time.monotonic()
+        self._save(sink, snapshotter)
+        capture.from_scratch = False
+        while not stop.is_set():
+            busy = self._source.poll(0.002 if snapshotter.busy else options.poll_s)
+            self.progressed = self.progressed or busy
+            snapshotter.step()
+            now = time.monotonic()
+            if now - flushed >= options.flush_s:
+                sink.writer.flush()
+                flushed = now
+            if now - saved >= (options.checkpoint_s if self._moved(sink, snapshotter) else options.heartbeat_s):
+                self._save(sink, snapshotter)
+                saved = now
+            if now - measured >= _RETAINED_EVERY_S:
+                self._measure(capture)
+                measured = now
+            if now - published >= 1:
+                self._take_requests(capture, snapshotter)
+                capture._publish(self.status(None))
+                published = now
+        self._save(sink, snapshotter)
+        capture._publish(self.status("stopped"))
+
+    def _moved(self, sink: Sink, snapshotter: Snapshotter) -> bool:
+        assert self._saved is not None
+        return self._saved.commit != sink.position or dict(self._saved.tables) != snapshotter.progress
+
+    def _save(self, sink: Sink, snapshotter: Snapshotter) -> None:
+        """Make durable what was sent, say so in the log, then let the server forget."""
+        assert self._saved is not None
+        (position, resume), tables = snapshotter.safe, dict(snapshotter.progress)
+        sink.writer.flush()
+        saved = Checkpoint(self._saved.identity, dict(resume), position, sink.epoch, tables)
+        if saved != self._saved or not self.progressed:
+            saved.save(self._source.system, sink.writer, time.time_ns() // 1000)
+        self._saved = saved
+        self._source.confirm(resume)
+
+    def _measure(self, capture: Capture) -> None:
+        self._retained = found = self._source.retained()
+        if found.limit_bytes and found.retained_bytes > self._options.retained_alarm * found.limit_bytes:
+            capture._say(
+                f"ALARM: the server keeps {found.retained_bytes} bytes for this connector, and at {found.limit_bytes} "
+                "it stops keeping them (docs/runbooks/retained_wal.md)"
+            )
+
+    def _take_requests(self, capture: Capture, snapshotter: Snapshotter) -> None:
+        with capture._requested:
+            requests, capture._requests = capture._requests, []
+        for name in requests:
+            found = [known for known in snapshotter.progress if name in (known, known.split(".")[-1])]
+            if not found:
+                capture._say(f"no table {name} to snapshot again; captured are {', '.join(snapshotter.progress)}")
+            for known in found:
+                snapshotter.again(known)
+
+    def status(self, problem: str | None) -> Status:
+        sink, snapshotter = self._sink, self._snapshotter
+        state = "waiting" if problem else "snapshotting" if snapshotter and snapshotter.busy else "streaming"
+        return Status(
+            system=self._source.system,
+            state=state,
+            position=sink.position if sink else 0,
+            resume=dict(sink.resume) if sink else {},
+            epoch=sink.epoch if sink else 0,
+            rows=sink.rows if sink else 0,
+            last_event_us=sink.last_event_us if sink else 0,
+            tables=dict(snapshotter.progress) if snapshotter else {},
+            retained=self._retained,
+            problem=problem,
+            at_us=time.time_ns() // 1000,
+        )
+
+
+def _another_server(known: Mapping[str, str], found: Mapping[str, str]) -> Halt:
+    changed = [f"{name} was {known.get(name)}, is {value}" for name, value in found.items() if known.get(name) != value]
+    return Halt(
+        f"this is another server than the one captured so far: {'; '.join(changed)}",
+        "Point HEADWATER_SHOP_URL at the former one, or accept the new one with `--accept-identity`: every table is "
+        "then read again",
+        "another_server",
+    )
+
+
+def _bodies(writer: LogWriter, topic: str) -> list[Any]:
+    """Every record of a small topic with one partition."""
+    tail = writer.tails(topic, 1_000_000).get(0, ())
+    return [orjson.loads(record.value) for record in tail if record.value is not None]

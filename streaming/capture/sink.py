@@ -1,0 +1,338 @@
+"""Turns captured rows into Debezium-compatible records and sends them: the hot path of every connector.
+
+A record's place in the source's history is (epoch, commit, order): `commit` labels its transaction and grows from one
+to the next, `order` counts within it. The same row gets the same place however often it is read again, so what is
+already in the log is recognised: here after a restart, and once more when it is landed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from streaming.capture.tables import SchemaHistory, TableSchema
+from streaming.log_writer import LogWriter, Record
+
+__all__ = ["SNAPSHOT_ORDER", "UNAVAILABLE", "Sink", "Table", "Window"]
+
+# The order of rows that a snapshot read: after every change of the transactions up to their position.
+SNAPSHOT_ORDER = 0x3FFFFFFF
+# What stands for a value that the database did not send (an unchanged TOAST column), as in Debezium.
+UNAVAILABLE = b'"__debezium_unavailable_value"'
+_VERSION = "0.1.0"
+_NULL = b"null"
+# A transaction is streamed moments before others see it as ended: this many later ones are more than that.
+_REMEMBERED_TRANSACTIONS = 20_000
+
+Place = tuple[int, int, int]
+
+
+@dataclass
+class Window:
+    """What was streamed of a table since a chunk of it was asked for.
+
+    `touched`: the last transaction (as given to `begin`) of each key; `held`: records of a table without primary key,
+    kept back until the chunk is emitted. More than `limit` entries: `overflowed`, and the chunk is worth nothing.
+    """
+
+    limit: int
+    touched: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    truncated: tuple[int, int] | None = None
+    held: list[tuple[tuple[int, int], bytes | None, bytes | None, int]] | None = None
+    overflowed: bool = False
+
+
+class Table:
+    """A captured table while it is captured: where its records go, and what all of them have in common."""
+
+    __slots__ = ("collection_order", "partitions", "prefix", "schema", "source", "topic", "tx", "version", "window")
+
+    def __init__(self, schema: TableSchema, topic: str, partitions: int, version: int, source: bytes) -> None:
+        self.schema = schema
+        self.topic = topic
+        self.partitions = partitions
+        self.version = version
+        self.source = source
+        self.prefix = b""
+        self.tx = -1
+        self.collection_order = 0
+        self.window: Window | None = None
+
+
+class Sink:
+    """Rows in, records out. Belongs to the thread that polls the source.
+
+    A source calls `begin`, then `row`, `rekeyed`, `truncate`, then `end`; `advance` when it has moved without a change;
+    `schema` before the first row of a table and whenever the table looks different.
+    """
+
+    def __init__(
+        self,
+        system: str,
+        connector: str,
+        database: str,
+        writer: LogWriter,
+        history: SchemaHistory,
+        *,
+        epoch: int = 1,
+        topic: Callable[[str], str],
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.system, self.epoch, self.writer, self.history = system, epoch, writer, history
+        self.tables: dict[str, Table] = {}
+        self.position = 0
+        self.resume: Mapping[str, Any] = {}
+        self.rows = 0
+        self.last_event_us = 0
+        self.recent: deque[int] = deque(maxlen=_REMEMBERED_TRANSACTIONS)
+        self.at_boundary: Callable[[], None] | None = None
+        self.in_transaction = False
+        self._connector, self._database, self._topic, self._now_ns = connector, database, topic, now_ns
+        self._floors: dict[str, Sequence[Place | None]] = {}
+        self._catching_up = False
+        self._tx, self._tx_number, self._commit, self._order = 0, 0, 0, 0
+        self._tx_id, self._tx_source, self._event_us = b"", b"", 0
+        self._now_us, self._tail = 0, b""
+        self.tick()
+
+    def tick(self) -> None:
+        """Take the time anew: once for each buffer that arrives is enough."""
+        self._at(self._now_ns() // 1000)
+
+    def _at(self, us: int) -> None:
+        self._now_us = us
+        self._tail = b',"ts_ms":%d,"ts_us":%d,"ts_ns":%d}' % (us // 1000, us, us * 1000)
+
+    def schema(self, schema: TableSchema) -> Table:
+        """Make the table known, or known anew after it was altered; a new version is recorded before this returns."""
+        version = self.history.version(schema)
+        if version is None:
+            place = {"epoch": self.epoch, "commit": self._commit}
+            version = self.history.record(schema, self.writer, place, self._now_ns() // 1000)
+        table = self.tables.get(schema.name)
+        if table is None:
+            topic = self._topic(schema.name)
+            self.writer.ensure([topic])
+            table = Table(schema, topic, self.writer.partitions(topic), version, b"")
+            self.tables[schema.name] = table
+            self._learn_floor(topic, table.partitions)
+        table.schema, table.version, table.tx = schema, version, -1
+        fixed = {
+            "version": _VERSION,
+            "connector": self._connector,
+            "name": self.system,
+            "db": self._database,
+            "schema": schema.schema,
+            "table": schema.table,
+        }
+        table.source = json.dumps(fixed, separators=(",", ":")).encode()[:-1]
+        return table
+
+    def _learn_floor(self, topic: str, partitions: int) -> None:
+        """What the log already holds: the place of the last record of each partition."""
+        tails = self.writer.tails(topic)
+        floors = [_place(tails.get(partition, ())) for partition in range(partitions)]
+        if any(floors):
+            self._floors[topic] = floors
+            self._catching_up = True
+
+    def begin(self, tx: int, tx_id: bytes, commit: int, event_us: int, tx_source: bytes) -> None:
+        """A transaction begins. `tx`: as `Chunk.sees` knows it; `tx_id`: Debezium's transaction.id; `commit`: its
+        label.
+
+        `event_us`: when it was committed at the source; `tx_source`: the source fields of its rows as JSON members,
+        each with a comma before it.
+        """
+        self._tx, self._tx_id, self._commit, self._event_us, self._tx_source = tx, tx_id, commit, event_us, tx_source
+        self._tx_number += 1
+        self._order = 0
+        self.in_transaction = True
+        self.last_event_us = event_us
+        if self._catching_up and not self._behind_floors():
+            self._catching_up = False
+            self._floors.clear()
+
+    def clock(self, event_us: int, known_us: int) -> None:
+        """The rest of the transaction happened and became known at these instants (a replay's clock)."""
+        self._event_us = event_us
+        self._tx_number += 1
+        self._at(known_us)
+
+    def _behind_floors(self) -> bool:
+        place = (self.epoch, self._commit, 0)
+        return any(floor is not None and floor >= place for floors in self._floors.values() for floor in floors)
+
+    def row(self, table: Table, op: bytes, key: bytes | None, before: bytes, after: bytes, row_source: bytes) -> None:
+        """One changed row. `op` c, u or d; `before`, `after`: JSON objects or null; `row_source` as `begin`'s."""
+        self._emit(table, op, key, before, after, row_source)
+        if op == b"d" and key is not None:
+            self._send(table, key, None)
+
+    def rekeyed(self, table: Table, old_key: bytes, key: bytes, before: bytes, after: bytes, row_source: bytes) -> None:
+        """A row whose primary key changed: to whoever reads by key the old row is deleted and a new one made."""
+        self._emit(table, b"d", old_key, before, _NULL, row_source)
+        self._send(table, old_key, None)
+        self._emit(table, b"c", key, _NULL, after, row_source)
+
+    def truncate(self, table: Table, row_source: bytes) -> None:
+        """The table was emptied: said to every partition, for no key is."""
+        if table.window is not None:
+            table.window.truncated = (self._tx, self._commit)
+        self._order += 1
+        for partition in range(table.partitions):
+            self._emit(table, b"t", None, _NULL, _NULL, row_source, partition)
+
+    def _emit(
+        self,
+        table: Table,
+        op: bytes,
+        key: bytes | None,
+        before: bytes,
+        after: bytes,
+        row_source: bytes,
+        partition: int | None = None,
+    ) -> None:
+        if table.tx != self._tx_number:
+            self._first_of_transaction(table)
+        if partition is None:
+            self._order += 1
+        table.collection_order += 1
+        value = (
+            b'{"before":%b,"after":%b,"source":%b%d}%b},"transaction":{"id":"%b","total_order":%d,'
+            b'"data_collection_order":%d},"op":"%b"%b'
+            % (
+                before,
+                after,
+                table.prefix,
+                self._order,
+                row_source,
+                self._tx_id,
+                self._order,
+                table.collection_order,
+                op,
+                self._tail,
+            )
+        )
+        self._send(table, key, value, partition)
+
+    def _first_of_transaction(self, table: Table) -> None:
+        table.tx, table.collection_order = self._tx_number, 0
+        table.prefix = self._prefix(table, b"false", self._commit, self._event_us, self._tx_source)
+
+    def _prefix(self, table: Table, snapshot: bytes, commit: int, event_us: int, more: bytes) -> bytes:
+        """The source block up to the value of headwater.order."""
+        return (
+            b'%b,"snapshot":"%b","ts_ms":%d,"ts_us":%d,"ts_ns":%d%b,'
+            b'"headwater":{"epoch":%d,"commit":%d,"schema":%d,"order":'
+            % (
+                table.source,
+                snapshot,
+                event_us // 1000,
+                event_us,
+                event_us * 1000,
+                more,
+                self.epoch,
+                commit,
+                table.version,
+            )
+        )
+
+    def _send(self, table: Table, key: bytes | None, value: bytes | None, partition: int | None = None) -> None:
+        if table.window is not None and self._kept_back(table, table.window, key, value, partition):
+            return
+        if self._catching_up and self._already_there(table, key, partition):
+            return
+        self.rows += 1
+        self.writer.send(table.topic, key, value, self._now_us, partition)
+
+    def _kept_back(
+        self, table: Table, window: Window, key: bytes | None, value: bytes | None, partition: int | None
+    ) -> bool:
+        place = (self._tx, self._commit)
+        if window.held is not None:
+            if len(window.held) < window.limit:
+                window.held.append((place, key, value, -1 if partition is None else partition))
+                return True
+            self.release(table)
+            window.overflowed = True
+            return False
+        if key is not None:
+            window.touched[key] = place
+            window.overflowed = window.overflowed or len(window.touched) > window.limit
+            if window.overflowed:
+                window.touched.clear()
+        return False
+
+    def release(self, table: Table, sees: Callable[[int, int], bool] | None = None) -> None:
+        """Send what was kept back, but for what `sees` says is in the chunk; nothing is kept back from here on."""
+        window, table.window = table.window, None
+        for (tx, commit), key, value, partition in window.held or () if window else ():
+            if sees is None or not sees(tx, commit):
+                self.writer.send(table.topic, key, value, self._now_us, None if partition < 0 else partition)
+                self.rows += 1
+
+    def _already_there(self, table: Table, key: bytes | None, partition: int | None) -> bool:
+        floors = self._floors.get(table.topic)
+        if floors is None:
+            return False
+        chosen = self.writer.partition(table.topic, key) if partition is None else partition
+        floor = floors[chosen]
+        return floor is not None and (self.epoch, self._commit, self._order) <= floor
+
+    def end(self, position: int, resume: Mapping[str, Any]) -> None:
+        """The transaction is complete; the source stands at `position`, and would resume after it with `resume`."""
+        self.recent.append(self._tx)
+        self.in_transaction = False
+        self.advance(position, resume)
+
+    def advance(self, position: int, resume: Mapping[str, Any]) -> None:
+        """The source has moved on without a captured change."""
+        self.position, self.resume = position, resume
+        if self.at_boundary is not None:
+            self.at_boundary()
+
+    def read(self, table: Table, rows: Iterable[tuple[bytes | None, bytes]], commit: int) -> int:
+        """Emit rows that a snapshot read, as of `commit`. Returns how many."""
+        self.tick()
+        prefix = self._prefix(table, b"incremental", commit, self._now_us, b"")
+        count = 0
+        for key, after in rows:
+            value = b'{"before":null,"after":%b,"source":%b%d}},"transaction":null,"op":"r"%b' % (
+                after,
+                prefix,
+                SNAPSHOT_ORDER,
+                self._tail,
+            )
+            self.writer.send(table.topic, key, value, self._now_us)
+            count += 1
+        self.rows += count
+        return count
+
+    def empty(self, table: Table, commit: int) -> None:
+        """Say that the table starts from nothing: before the rows of a table without primary key are read again."""
+        self.tick()
+        prefix = self._prefix(table, b"incremental", commit, self._now_us, b"")
+        value = b'{"before":null,"after":null,"source":%b%d}},"transaction":null,"op":"t"%b' % (
+            prefix,
+            SNAPSHOT_ORDER,
+            self._tail,
+        )
+        for partition in range(table.partitions):
+            self.writer.send(table.topic, None, value, self._now_us, partition)
+
+
+def _place(tail: Sequence[Record]) -> Place | None:
+    """The place of the last record that has one (a tombstone has none)."""
+    for record in reversed(tail):
+        if record.value is None:
+            continue
+        try:
+            found = json.loads(record.value)["source"]["headwater"]
+            return (int(found["epoch"]), int(found["commit"]), int(found["order"]))
+        except (ValueError, KeyError, TypeError):
+            return None  # somebody else's record: landing will say what it thinks of it
+    return None

@@ -1,0 +1,83 @@
+"""What a database must offer to be captured: a stream in commit order, and chunks of its tables as of an instant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from streaming.capture.checkpoint import Checkpoint
+from streaming.capture.tables import TableSchema
+
+if TYPE_CHECKING:
+    from streaming.capture.sink import Sink
+
+__all__ = ["Chunk", "Retained", "Source"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of a table as one snapshot of the database saw them.
+
+    `rows`: (key, row) as compact JSON, the same bytes that the stream would make of them; key None for a table without
+    primary key. `cursor`: where the next chunk begins (JSON values), None at the table's end. `high`: the position that
+    the stream must have passed before the rows may be emitted: then everything that `sees` has been streamed.
+    `sees(tx, commit)`: whether the snapshot saw that transaction (as given to `Sink.begin`). `in_progress`:
+    transactions that had not ended, as the snapshot found it; one of them that was streamed before the chunk was asked
+    for makes the chunk unusable.
+    """
+
+    rows: Iterable[tuple[bytes | None, bytes]]
+    cursor: tuple[Any, ...] | None
+    high: int
+    sees: Callable[[int, int], bool]
+    in_progress: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Retained:
+    """What the server keeps for us: bytes behind its end, and the bound at which it would stop (None: unbounded)."""
+
+    behind_bytes: int
+    retained_bytes: int
+    limit_bytes: int | None
+
+
+class Source(Protocol):
+    """A database to capture from. `read_chunk` is called from another thread than the rest and has its own connection.
+
+    Every method raises Retryable when the server is away, Halt when a person must decide.
+    """
+
+    system: str
+    connector: str
+
+    def identify(self) -> Mapping[str, str]:
+        """What tells this server's history from any other's; compared with the checkpoint's."""
+
+    def prepare(self, checkpoint: Checkpoint | None) -> Sequence[TableSchema]:
+        """Check privileges and settings, make what is missing (publication, slot); the tables to capture.
+
+        Raises Halt when the checkpoint's position is no longer available.
+        """
+
+    def open(self, sink: Sink, checkpoint: Checkpoint | None) -> None:
+        """Start streaming into the sink, from the checkpoint or, without one, from now."""
+
+    def poll(self, timeout_s: float) -> bool:
+        """Hand the sink what has arrived (a few milliseconds of work); wait up to `timeout_s` if nothing has.
+
+        Returns whether anything was handed over.
+        """
+
+    def confirm(self, resume: Mapping[str, Any]) -> None:
+        """Everything up to this resume token is safe in the log: the server may forget it."""
+
+    def read_chunk(self, table: str, cursor: tuple[Any, ...] | None, limit: int) -> Chunk:
+        """The rows after the cursor, in key order, at most `limit` (all of them for a table without primary key)."""
+
+    def retained(self) -> Retained:
+        """How much the server keeps for us; asked every few seconds."""
+
+    def close(self) -> None:
+        """Give back connections; safe to call at any time, from the thread that polls."""
