@@ -28,10 +28,13 @@ _PLAIN, _ELAPSED, _STRING, _BOOL = range(4)
 
 @dataclass(frozen=True, slots=True)
 class OnlineRow:
-    """Features in the plan's order, and for each view the time of the customer's latest event it knows of."""
+    """Features in the plan's order, and for each view that knows the customer the time of the latest event behind them.
+
+    That is None once the event is older than the view's time to live: its features are null, nothing is behind them.
+    """
 
     values: tuple[Any, ...]
-    as_of: Mapping[str, datetime]
+    as_of: Mapping[str, datetime | None]
 
 
 @dataclass(frozen=True)
@@ -192,14 +195,15 @@ def _row(
     now_us: int,
 ) -> OnlineRow | None:
     values: list[Any] = [None] * len(plan.features)
-    as_of = {}
+    as_of: dict[str, datetime | None] = {}
     for access, found in zip(accesses, points, strict=True):
         row = unpack_at(access.view, found, now_us)
         if row is None:
             continue
-        as_of[access.view.name] = EPOCH + timedelta(microseconds=row[0])
         if access.ttl_us is not None and now_us - row[0] > access.ttl_us:
+            as_of[access.view.name] = None
             continue
+        as_of[access.view.name] = EPOCH + timedelta(microseconds=row[0])
         for out, place, mask, bit, kind in access.fields:
             if not row[mask] & bit:
                 values[out] = row[place] if kind == _PLAIN else _decoded(access.view, row[place], kind, now_us)

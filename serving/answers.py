@@ -11,7 +11,7 @@ __all__ = ["answer", "oldest_events", "utc"]
 
 
 def oldest_events(made: Predictions) -> dict[str, datetime | None]:
-    """Each view's oldest event time in the answer; None when no customer in it has one."""
+    """Each view's oldest event time in the answer; None when no customer in it has one that has not expired."""
     views = dict.fromkeys(view for each in made.predictions for view in each.as_of)
     return {
         view: min((at for each in made.predictions if (at := each.as_of.get(view))), default=None) for view in views

@@ -26,7 +26,7 @@ from serving.gateway import Gateway
 from serving.metrics import CONTENT_TYPE, Metrics, ModelSample, Sample
 from serving.model_info import ModelInfo
 from serving.problems import Problem, UnknownPath, WrongMethod
-from serving.transport import Measured, read_json_body
+from serving.transport import HeadLikeGet, Measured, read_json_body
 
 __all__ = ["create_app"]
 
@@ -43,6 +43,7 @@ def create_app(settings: Settings, catalog: Catalog, clock: Clock | None = None,
         gateway.close()
 
     app = FastAPI(title="Headwater predictions", lifespan=lifespan, **openapi.ABOUT)
+    app.add_middleware(HeadLikeGet)
     app.add_middleware(Measured, meter=metrics)
     app.add_exception_handler(Problem, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
@@ -126,7 +127,8 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     """The router's own refusals: no such path, no such method."""
     assert isinstance(error, HTTPException)  # registered for this class only
     if error.status_code == WrongMethod.status:
-        return await _refuse(request, WrongMethod(request.method, (error.headers or {}).get("Allow", "another method")))
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return await _refuse(request, WrongMethod(request.method, allowed + ", HEAD" * (allowed == "GET")))
     if error.status_code == UnknownPath.status:
         return await _refuse(request, UnknownPath(f"found {request.url.path!r}, allowed are the addresses at /docs"))
     raise error

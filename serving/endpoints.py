@@ -123,6 +123,11 @@ class Watcher:
         """Begin watching."""
         self._thread.start()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it ended by itself, by an error that no `Watched` expects: nothing new is picked up any more."""
+        return self._thread.ident is not None and not self._thread.is_alive() and not self._closing.is_set()
+
     def close(self) -> None:
         """Stop and wait for the round in progress."""
         self._closing.set()

@@ -138,6 +138,8 @@ class Gateway:
         problems = {f"model {name}": str(slot.problem) for name, slot in slots.items() if slot.stale}
         if self._online.slot.problem:
             problems["online features"] = self._online.slot.problem
+        if self._watcher.stopped:
+            problems["watcher"] = "it has stopped: new versions and features are not picked up; restart this process"
         log = self._log.health()
         if log.error:
             problems["prediction log"] = f"{log.error} ({log.pending} predictions kept, {log.lost} lost)"

@@ -49,7 +49,9 @@ class PredictRequest(_Shape):
 
 
 class Freshness(_Shape):
-    oldest_event_at: str | None = Field(description="Oldest of the customers' latest events in this view.")
+    oldest_event_at: str | None = Field(
+        description="Oldest of the customers' latest events in this view; expired ones aside."
+    )
     age_seconds: float | None = Field(description="served_at minus oldest_event_at, on the business clock.")
 
 
@@ -57,7 +59,9 @@ class OnePrediction(_Shape):
     customer_id: int
     prediction: float = Field(description="A probability, or an amount in the label's unit.")
     prediction_id: str = Field(description="Identifies it in predictions.<model>.served.")
-    features_as_of: str | None = Field(description="The customer's latest event that the features know of.")
+    features_as_of: str | None = Field(
+        description="The customer's latest event that a feature was computed from; null when all have expired."
+    )
 
 
 class PredictAnswer(_Shape):

@@ -34,7 +34,10 @@ _EPOCH = datetime(1970, 1, 1)
 
 @dataclass(frozen=True)
 class Prediction:
-    """One customer's prediction and what it was made from; `as_of` is each view's latest event of the customer."""
+    """One customer's prediction and what it was made from; `as_of` is each view's latest event of the customer.
+
+    None: older than the view's time to live, so its features were null.
+    """
 
     prediction_id: str
     customer_id: int
@@ -44,7 +47,7 @@ class Prediction:
 
     @property
     def features_as_of(self) -> datetime | None:
-        """The customer's latest event that any view knows of."""
+        """The customer's latest event that any feature was computed from."""
         return max((at for at in self.as_of.values() if at is not None), default=None)
 
 

@@ -1,4 +1,4 @@
-"""HTTP below the endpoints: bounded bodies, declared types, and a measure of every request.
+"""HTTP below the endpoints: bounded bodies, declared types, HEAD, and a measure of every request.
 
 Nothing here knows predictions.
 """
@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.problems import BodyTooLarge, WrongContentType
 
-__all__ = ["Measured", "RequestMeter", "read_json_body"]
+__all__ = ["HeadLikeGet", "Measured", "RequestMeter", "read_json_body"]
 
 # A client that is still sending does not see an answer, only a reset connection: read on (and forget) this many limits.
 _DRAIN_LIMITS = 4
@@ -51,6 +51,27 @@ class Measured:
             # A path that matched nothing is one label: clients must not be able to create label values.
             route = getattr(scope.get("route"), "path", "unmatched")
             self._meter.request(route, scope["method"], status, perf_counter() - started)
+
+
+class HeadLikeGet:
+    """ASGI middleware that answers HEAD as GET, without the body: monitors and proxies ask that way."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def bodiless(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        asked = {**scope, "method": "GET"}
+        try:
+            await self._app(asked, receive, bodiless)
+        finally:
+            scope["route"] = asked.get("route")  # for the meter outside
 
 
 async def read_json_body(request: Request, limit: int) -> bytes:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from serving_shop import (
     LATER,
     NOW,
     PLAN,
+    TTL,
     app_of,
     deploy_version,
     environment,
@@ -34,7 +36,10 @@ from catalog.load import Catalog
 from catalog.settings import Settings
 from lake import Lake
 from ml.deployment import roll_back
+from serving.app import create_app
+from serving.endpoints import Watcher
 from serving.gateway import Gateway
+from serving.prediction_log import Prediction
 from serving.problems import NotDeployed
 from streaming.landing import land_served
 from streaming.sqlite_log import SqliteLog
@@ -218,6 +223,43 @@ def test_an_instant_that_the_online_store_no_longer_answers_is_refused(shop: Sho
     gateway.refresh()
     with pytest.raises(Exception, match="the online store answers for activity from"):
         gateway.predict("churn", [10])
+    gateway.close()
+
+
+def test_features_that_have_expired_have_no_date(shop: Shop) -> None:
+    """The last event of 10 is 10 days old, of 13 it is 40; `activity` lives 400 days, `profile` for ever."""
+    settings, catalog = shop
+    with served(create_app(settings, catalog, FixedClock(NOW + TTL - timedelta(days=20)))) as client:
+        answer = predict(client, 10, 13).json()
+    seen = [NOW - timedelta(days=10), NOW - timedelta(days=40)]
+    assert answer["feature_freshness"]["activity"]["oldest_event_at"] == seen[0].isoformat() + "Z"
+    assert [p["features_as_of"] for p in answer["predictions"]] == [at.isoformat() + "Z" for at in seen]
+    expired = Prediction("r-0", 13, 0.5, (None,), {"activity": None})
+    assert expired.features_as_of is None
+    with SqliteLog(settings.log_path) as log:
+        assert land_served("churn", log, Lake(settings.lake_dir)).quarantined == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that it ends so is the point
+def test_a_watcher_that_ended_by_an_unforeseen_error_is_reported(shop: Shop) -> None:
+    class Defective:
+        """Something watched that fails in a way nobody thought of."""
+
+        def refresh(self) -> bool:
+            raise ArithmeticError
+
+    watcher = Watcher([Defective()], 0.001)
+    assert not watcher.stopped
+    settings, catalog = shop
+    gateway = Gateway(settings, catalog, FixedClock(NOW))
+    gateway.refresh()
+    assert gateway.health().problems == {}
+    gateway._watcher = watcher
+    watcher.start()
+    watcher._thread.join()
+    health = gateway.health()
+    assert (health.ready, health.status) == (True, "degraded")
+    assert "new versions and features are not picked up" in health.problems["watcher"]
     gateway.close()
 
 

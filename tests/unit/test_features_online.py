@@ -93,6 +93,9 @@ def test_a_read_is_as_of_any_later_instant(lake: Lake, tmp_path: Path) -> None:
         (row,) = reader.read(PLAN, [1], START + 8 * DAY)
         assert row is not None
         assert row.as_of == {"visits": START + 3 * DAY}
+        (expired,) = reader.read(PLAN, [1], START + 13.001 * DAY)
+        assert expired is not None, "known, although nothing that is known still counts"
+        assert expired.as_of == {"visits": None}
     reader.close()
 
 
