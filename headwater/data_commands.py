@@ -65,7 +65,8 @@ def features() -> None:
 def historical(model: str, entities: Path, output: Path) -> None:
     """Add MODEL's features to each row of ENTITIES, as known at its instant.
 
-    ENTITIES is a .parquet or .csv file with customer_id (integer) and event_timestamp (UTC unless it has a time zone).
+    ENTITIES is a .parquet or .csv file with customer_id (integers) and event_timestamp (timestamps, dates or ISO 8601
+    text; UTC unless there is a time zone).
     Every row comes back in its order, repeated ones too, with its other columns.
 
     \b

@@ -7,6 +7,7 @@ Errors: EntitiesError   the file is not a table of customer_id and event_timesta
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,11 +15,15 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from catalog.clock import parse_instant
+
 __all__ = ["EntitiesError", "output_format", "read_entities", "write_table"]
 
 KEY, INSTANT = "customer_id", "event_timestamp"
 FORMATS = (".parquet", ".csv")
 _MAX_ROWS_NAMED = 5
+_EXACT_BELOW = 2.0**53
+_ISO = "2011-09-10T00:00:00"
 
 
 class EntitiesError(ValueError):
@@ -62,6 +67,9 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def _customers(path: Path, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Integers, also where a data frame with a gap has made them floats."""
+    if pa.types.is_floating(column.type):
+        return _integral(path, column)
     if not pa.types.is_integer(column.type):
         raise EntitiesError(f"{path}: {KEY}: found type {column.type}, allowed is an integer type")
     _no_nulls(path, KEY, column)
@@ -71,14 +79,26 @@ def _customers(path: Path, column: pa.ChunkedArray) -> pa.ChunkedArray:
         raise EntitiesError(f"{path}: {KEY}: found {error}, allowed are 64-bit integers") from None
 
 
+def _integral(path: Path, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    values = column.cast(pa.float64())
+    _no_nulls(path, KEY, pc.if_else(pc.is_nan(values), None, values))
+    # Beyond it neighbouring integers are one and the same float.
+    exact = pc.and_(pc.equal(values, pc.round(values)), pc.less(pc.abs(values), _EXACT_BELOW))
+    _no_other(path, KEY, values, exact, "integers")
+    return values.cast(pa.int64())
+
+
 def _instants(path: Path, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """An instant with a time zone becomes UTC, one without is UTC, a date is its midnight."""
+    """An instant with a time zone becomes UTC, one without is UTC, a date is its midnight; text is ISO 8601."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    _no_nulls(path, INSTANT, column)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return _read_instants(path, column)
     if not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
         raise EntitiesError(
-            f"{path}: {INSTANT}: found type {column.type}, allowed is a timestamp or a date "
-            "(in csv: ISO 8601 such as 2011-09-10T00:00:00)"
+            f"{path}: {INSTANT}: found type {column.type}, allowed is a timestamp, a date or text such as {_ISO}"
         )
-    _no_nulls(path, INSTANT, column)
     try:
         # A timestamp with a zone holds UTC already: dropping the zone keeps the instant. Below a microsecond is cut.
         in_utc = column.cast(pa.timestamp(column.type.unit)) if pa.types.is_timestamp(column.type) else column
@@ -87,10 +107,39 @@ def _instants(path: Path, column: pa.ChunkedArray) -> pa.ChunkedArray:
         raise EntitiesError(f"{path}: {INSTANT}: found {error}") from None
 
 
+def _read_instants(path: Path, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Each text is read once, however many rows have it."""
+    coded = column.combine_chunks().dictionary_encode()
+    read = pa.array([_instant(text) for text in coded.dictionary.to_pylist()], pa.timestamp("us"))
+    instants = pa.chunked_array([read.take(coded.indices)])
+    _no_other(path, INSTANT, column, pc.is_valid(instants), f"ISO 8601 such as {_ISO}")
+    return instants
+
+
+def _instant(text: str) -> datetime | None:
+    try:
+        return parse_instant(text.strip())
+    except (ValueError, OverflowError):
+        return None
+
+
 def _no_nulls(path: Path, name: str, column: pa.ChunkedArray) -> None:
     if column.null_count:
-        rows = pc.indices_nonzero(pc.is_null(column))[:_MAX_ROWS_NAMED].to_pylist()
         raise EntitiesError(
             f"{path}: {name}: found {column.null_count} null(s), first in row(s) "
-            f"{', '.join(str(row + 1) for row in rows)}; every row needs one"
+            f"{', '.join(str(row + 1) for row in _first_rows(pc.is_null(column)))}; every row needs one"
         )
+
+
+def _no_other(path: Path, name: str, column: pa.ChunkedArray, good: pa.ChunkedArray, allowed: str) -> None:
+    if rows := _first_rows(pc.invert(good)):
+        count = len(column) - pc.sum(good).as_py()
+        found = ", ".join(f"{column[row].as_py()!r} in row {row + 1}" for row in rows)
+        more = f" and {count - len(rows)} more" if count > len(rows) else ""
+        raise EntitiesError(f"{path}: {name}: found {found}{more}; allowed are {allowed}")
+
+
+def _first_rows(wanted: pa.ChunkedArray) -> list[int]:
+    # Arrow's kernel does not survive a column without chunks.
+    rows: list[int] = pc.indices_nonzero(wanted.combine_chunks())[:_MAX_ROWS_NAMED].to_pylist()
+    return rows

@@ -166,9 +166,11 @@ def test_sql_reads_the_lake_and_nothing_else(shop: Shop) -> None:
 
 
 def test_drift_status_without_judgement(shop: Shop) -> None:
-    done = run(shop, "drift", "status", "churn", "--json")
-    assert json.loads(done.stdout)[0]["cause"] == "no window has been judged yet"
-    assert "churn: no window has been judged yet" in run(shop, "drift", "status").stdout
+    for arguments in (["churn", "--json"], []):
+        done = run(shop, "drift", "status", *arguments)
+        assert (done.exit_code, done.stdout) == (3, "")
+        assert "has been judged in" in done.stderr
+        assert "`headwater run` judges them" in done.stderr
 
 
 def test_the_life_of_two_versions(tmp_path: Path) -> None:
@@ -204,6 +206,9 @@ def test_the_life_of_two_versions(tmp_path: Path) -> None:
     back = run(shop, "rollback", "churn", "--note", "odd scores")
     assert (back.exit_code, "churn 1 is champion, was 2; by tester: odd scores" in back.stderr) == (0, True)
     assert current_folder(settings.endpoints_dir, "churn").name == "1"
+    told = [line.split(maxsplit=1) for line in run(shop, "lineage", "churn").stdout.splitlines()]
+    assert ["note", "good on new customers"] in told
+    assert any("rollback: 1 for 2; by tester: odd scores" in line[-1] for line in told)
     again = run(shop, "rollback", "churn")
     assert (again.exit_code, "none came before it" in again.stderr) == (1, True)
 

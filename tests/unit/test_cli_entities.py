@@ -28,6 +28,9 @@ def parquet(path: Path, **columns: Any) -> Path:
         pa.array([NOON], pa.timestamp("ns")),
         pa.array([datetime(2011, 9, 10, 14, tzinfo=timezone(timedelta(hours=2)))], pa.timestamp("ms", "Europe/Paris")),
         pa.array([NOON], pa.timestamp("us", "UTC")),
+        pa.array(["2011-09-10T12:00:00"]),
+        pa.array([" 2011-09-10 14:00+02:00"], pa.large_string()),
+        pa.array(["2011-09-10T12:00:00.000000Z"]).dictionary_encode(),
     ],
     ids=lambda column: str(column.type),
 )
@@ -59,6 +62,24 @@ def test_csv_in_and_out(tmp_path: Path) -> None:
     assert read_entities(path)["event_timestamp"].to_pylist() == [NOON]
 
 
+def test_integers_that_a_data_frame_has_made_floats_and_csv_of_mixed_instants(tmp_path: Path) -> None:
+    rows = read_entities(parquet(tmp_path, customer_id=[17850.0, -1.0], event_timestamp=AT))
+    assert rows["customer_id"].to_pylist() == [17850, -1]
+    assert rows["customer_id"].type == pa.int64()
+    path = tmp_path / "entities.csv"
+    path.write_text("customer_id,event_timestamp\n17850.0,2011-09-10\n2.0,2011-09-10T14:00:00+02:00\n")
+    rows = read_entities(path)
+    assert rows["customer_id"].to_pylist() == [17850, 2]
+    assert rows["event_timestamp"].to_pylist() == [NOON.replace(hour=0), NOON]
+
+
+def test_no_rows_are_no_rows(tmp_path: Path) -> None:
+    nothing = {"customer_id": pa.array([], pa.float64()), "event_timestamp": pa.array([], pa.string())}
+    rows = read_entities(parquet(tmp_path, **nothing))
+    assert rows.schema == pa.schema({"customer_id": pa.int64(), "event_timestamp": pa.timestamp("us")})
+    assert rows.num_rows == 0
+
+
 AT = pa.array([NOON, NOON])
 
 
@@ -68,10 +89,20 @@ AT = pa.array([NOON, NOON])
         ({"customer_id": [1, 2]}, "found columns customer_id; needed are customer_id and event_timestamp"),
         ({"customer": [1, 2], "event_timestamp": AT}, "found columns customer, event_timestamp; needed are"),
         ({"customer_id": ["1", "2"], "event_timestamp": AT}, "customer_id: found type string, allowed is an integer"),
-        ({"customer_id": [1.0, 2.0], "event_timestamp": AT}, "customer_id: found type double, allowed is an integer"),
+        (
+            {"customer_id": [1.0, 2.5, 2.0**53, float("inf")], "event_timestamp": [*AT, *AT]},
+            "customer_id: found 2.5 in row 2, 9007199254740992.0 in row 3, inf in row 4; allowed are integers",
+        ),
+        ({"customer_id": [1.0, float("nan")], "event_timestamp": AT}, "found 1 null(s), first in row(s) 2"),
+        ({"customer_id": [None, 1.0], "event_timestamp": AT}, "found 1 null(s), first in row(s) 1"),
         ({"customer_id": [1, None], "event_timestamp": AT}, "customer_id: found 1 null(s), first in row(s) 2"),
         ({"customer_id": pa.array([1, 2**63], pa.uint64()), "event_timestamp": AT}, "allowed are 64-bit integers"),
-        ({"customer_id": [1, 2], "event_timestamp": ["now", "then"]}, "event_timestamp: found type string"),
+        (
+            {"customer_id": [1, 2, 3], "event_timestamp": ["2011-09-10", "then", "10/9/2011"]},
+            "event_timestamp: found 'then' in row 2, '10/9/2011' in row 3; allowed are ISO 8601 such as 2011-09-10T00:",
+        ),
+        ({"customer_id": range(9), "event_timestamp": ["?"] * 9}, "'?' in row 5 and 4 more; allowed are ISO 8601"),
+        ({"customer_id": [1, 2], "event_timestamp": ["2011-09-10", None]}, "found 1 null(s), first in row(s) 2"),
         ({"customer_id": [1, 2], "event_timestamp": [1, 2]}, "event_timestamp: found type int64, allowed is a timest"),
         ({"customer_id": [1, 2], "event_timestamp": pa.array([None, NOON])}, "found 1 null(s), first in row(s) 1"),
     ],
