@@ -218,17 +218,14 @@ def run(seed: int, keyed: bool) -> tuple[dict[Any, int], dict[Any, int], Log]:
     progress = {"public.t": TableProgress()}
     snapshotter = Snapshotter(Reader(), sink, progress, chunk_rows=5, say=lambda _: None)  # type: ignore[arg-type]
     snapshotter._reader = later  # type: ignore[assignment]
+    # Now the stream runs ahead of what others see, now behind it.
+    paces = [rng.choice((0.2, 1, 5)) for _ in range(4)]
     for moment in range(100_000):
         busy = moment < 400
-        action = rng.random()
-        if busy and action < 0.25:
-            shop.commit()
-        elif action < 0.5:
-            shop.show()
-        elif action < 0.75:
-            shop.stream(sink)
-        else:
-            later.step(rng)
+        if moment % 50 == 0:
+            paces = [rng.choice((0.2, 1, 5)) for _ in paces]
+        actions = (shop.commit, shop.show, lambda: shop.stream(sink), lambda: later.step(rng))
+        rng.choices(actions[0 if busy else 1 :], paces[0 if busy else 1 :])[0]()
         snapshotter.step()
         if not busy and not snapshotter.busy and shop.streamed == len(shop.log):
             break
