@@ -124,7 +124,7 @@ def _train(context: dg.AssetExecutionContext, platform: Platform, model: Model) 
         training_set,
         train(model, training_set),
         compile_plan(platform.feature_store, model.name),
-        Context(platform.settings.actor, context.run.run_id, code_state()),
+        Context(platform.settings.actor, context.run.run_id, code_state(), *_cause(context, platform, model)),
     )
     return Built(
         f"{model.name}-{registered.version}",
@@ -140,6 +140,14 @@ def _train(context: dg.AssetExecutionContext, platform: Platform, model: Model) 
             "card_path": next(platform.settings.artifacts_dir.glob(f"**/{registered.run_id}/**/card/*.html"), None),
         },
     )
+
+
+def _cause(context: dg.AssetExecutionContext, platform: Platform, model: Model) -> tuple[str, datetime | None]:
+    """The drift that this run answers, if it answers one, and since when it lasts."""
+    from ml.drift_status import read_status
+
+    cause = context.run.tags.get(CAUSE_TAG, "")
+    return cause, read_status(platform.lake, model).drifted_from if cause else None
 
 
 def _champion(model: Model) -> dg.AssetsDefinition:

@@ -1,8 +1,15 @@
 """Where a model stands, derived from the kept judgements of `monitoring/<model>/drift`; computes no drift.
 
 A window is judged by the champion of its time; a later version's judgement of the same window is kept beside it but
-does not rewrite it. An episode is a continuous run of windows at which the breach was sustained: it keeps one cause id
-from its beginning to its end, through restarts, retraining and new champions. Light enough for a sensor.
+does not rewrite it. An episode is a continuous run of windows at which the breach was sustained, through restarts,
+retraining and new champions.
+
+An episode has a cause id, which asks for one retraining. That one cannot have learned from the drift: a label takes a
+horizon to mature, so its hold-out and training cut-offs lie before. So while the breach persists, each further whole
+horizon is a cause of its own: at the first the hold-out's labels are all of the drifted period, at the second those of
+the newest training cut-off are too. Nothing here looks at a clock: the latest judged window is "now".
+
+Light enough for a sensor.
 """
 
 from __future__ import annotations
@@ -67,7 +74,12 @@ class FeatureStatus:
 
 @dataclass(frozen=True)
 class DriftStatus:
-    """Where a model stands. `episode` and `cause_id` are set while a breach is sustained, whatever the version."""
+    """Where a model stands. `episode`, `cause_id` and what follows are set while a breach is sustained.
+
+    `episode` is the window end at which the breach became sustained, `drifted_from` the start of its first breached
+    window, `matured` the cut-off in the drifted period whose label last matured, whole horizons after `drifted_from`
+    (None: no label of that period is mature), `matures_next` the instant at which the next one's will be.
+    """
 
     model: str
     version: str | None
@@ -79,6 +91,9 @@ class DriftStatus:
     cause_id: str | None
     upstream: str | None
     details: tuple[FeatureStatus, ...]
+    drifted_from: datetime | None = None
+    matured: datetime | None = None
+    matures_next: datetime | None = None
 
     @property
     def wants_retraining(self) -> bool:
@@ -88,19 +103,28 @@ class DriftStatus:
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
         plain = asdict(self)
-        for name in ("window_end", "episode"):
+        for name in ("window_end", "episode", "drifted_from", "matured", "matures_next"):
             plain[name] = plain[name].isoformat() if plain[name] else None
         return {**plain, "wants_retraining": self.wants_retraining}
 
     def lines(self) -> list[str]:
-        """The status for people: a headline, then one line for each feature, the worst first."""
-        head = f"{self.model}: {self.cause}"
+        """The status for people: a headline, what comes next, then one line for each feature, the worst first."""
+        lines = [f"{self.model}: {self.cause}"]
+        if self.wants_retraining:
+            lines.append(f"  {self._next()}")
         worst = sorted(self.details, key=lambda d: (not d.sustained, d.threshold - d.psi))
-        return [head, *(f"  {detail.line()}" for detail in worst)]
+        return [*lines, *(f"  {detail.line()}" for detail in worst)]
+
+    def _next(self) -> str:
+        since = f"drifted since {self.drifted_from:%Y-%m-%d}; cause {self.cause_id}"
+        return since + (f"; if it lasts, again at {self.matures_next:%Y-%m-%d}" if self.matures_next else "")
 
 
-def status_of(rows: pa.Table, policy: Drift, model: str) -> DriftStatus:
-    """The status that follows from kept judgements (ROWS), in any order."""
+def status_of(rows: pa.Table, policy: Drift, model: str, horizon: timedelta | None = None) -> DriftStatus:
+    """The status that follows from kept judgements (ROWS), in any order.
+
+    `horizon` is the time that a label takes to mature; None when there is no label to wait for.
+    """
     judged = _first_judgements(rows)
     if not judged:
         return DriftStatus(model, None, None, False, (), None, "no window has been judged yet", None, None, ())
@@ -108,6 +132,8 @@ def status_of(rows: pa.Table, policy: Drift, model: str) -> DriftStatus:
     details = _details(judged, ends, policy)
     features = tuple(d.feature for d in details if d.sustained)
     episode = _episode_start(judged, ends, policy)
+    drifted_from = _drifted_from(judged, ends, episode, policy) if episode else None
+    matured, matures_next = _maturity(drifted_from, ends[-1], horizon)
     latest = next(iter(judged[ends[-1]].values()))
     return DriftStatus(
         model=model,
@@ -116,10 +142,13 @@ def status_of(rows: pa.Table, policy: Drift, model: str) -> DriftStatus:
         sustained=episode is not None,
         features=features,
         episode=episode,
-        cause=_cause(details, policy, ends[-1], latest["upstream"]),
-        cause_id=f"{model}-{episode:%Y%m%dT%H%M%S}" if episode else None,
+        cause=_cause(details, policy, ends[-1], latest["upstream"], matured),
+        cause_id=_cause_id(model, episode, matured),
         upstream=latest["upstream"],
         details=details,
+        drifted_from=drifted_from,
+        matured=matured,
+        matures_next=matures_next,
     )
 
 
@@ -169,6 +198,32 @@ def _episode_start(judged: Judged, ends: Sequence[datetime], policy: Drift) -> d
     return start
 
 
+def _drifted_from(judged: Judged, ends: Sequence[datetime], episode: datetime, policy: Drift) -> datetime:
+    """The start of the first window whose breaches made the episode."""
+    sustained = _sustained_at(judged, ends, episode, policy)
+    rows = [row for end in _recent(ends, episode, policy) for name, row in judged[end].items() if name in sustained]
+    first: datetime = min(row["window_start"] for row in rows if row["breached"])
+    return first
+
+
+def _maturity(
+    drifted_from: datetime | None, end: datetime, horizon: timedelta | None
+) -> tuple[datetime | None, datetime | None]:
+    """The last cut-off, whole horizons after `drifted_from`, whose label is mature at `end`; when the next one's is."""
+    if drifted_from is None or horizon is None:
+        return None, None
+    horizons = (end - drifted_from) // horizon
+    matured = drifted_from + horizon * (horizons - 1) if horizons else None
+    return matured, drifted_from + horizon * (horizons + 1)
+
+
+def _cause_id(model: str, episode: datetime | None, matured: datetime | None) -> str | None:
+    if episode is None:
+        return None
+    begun = f"{model}-{episode:%Y%m%dT%H%M%S}"
+    return f"{begun}:matured:{matured:%Y%m%d}" if matured else begun
+
+
 def _details(judged: Judged, ends: Sequence[datetime], policy: Drift) -> tuple[FeatureStatus, ...]:
     last = ends[-1]
     sustained = _sustained_at(judged, ends, last, policy)
@@ -181,7 +236,9 @@ def _details(judged: Judged, ends: Sequence[datetime], policy: Drift) -> tuple[F
     return tuple(sorted(found, key=lambda d: (not d.sustained, d.threshold - d.psi)))
 
 
-def _cause(details: Sequence[FeatureStatus], policy: Drift, end: datetime, upstream: str | None) -> str:
+def _cause(
+    details: Sequence[FeatureStatus], policy: Drift, end: datetime, upstream: str | None, matured: datetime | None
+) -> str:
     if upstream:
         return f"upstream, not drift: {upstream}"
     sustained = [d for d in details if d.sustained]
@@ -189,13 +246,15 @@ def _cause(details: Sequence[FeatureStatus], policy: Drift, end: datetime, upstr
         return f"no sustained drift in the {policy.windows} windows up to {end:%Y-%m-%d}"
     top = ", ".join(f"{d.feature} PSI {d.psi:.2f} over {d.threshold:.2f}" for d in sustained[:3])
     more = f" and {len(sustained) - 3} more" if len(sustained) > 3 else ""
-    return f"{top}{more}; in {policy.breaches} or more of {policy.windows} windows up to {end:%Y-%m-%d}"
+    labels = f"labels of the drifted period are mature up to cut-off {matured:%Y-%m-%d}; " if matured else ""
+    return f"{labels}{top}{more}; in {policy.breaches} or more of {policy.windows} windows up to {end:%Y-%m-%d}"
 
 
 def read_status(lake: Lake, model: Model) -> DriftStatus:
     """The status from what `monitoring/<model>/drift` holds; computes no drift. A missing table: nothing judged yet."""
     key = keys.drift(model.name)
-    return status_of(lake.read(key) if lake.exists(key) else ROWS.empty_table(), model.drift, model.name)
+    rows = lake.read(key) if lake.exists(key) else ROWS.empty_table()
+    return status_of(rows, model.drift, model.name, timedelta(days=model.label.horizon_days))
 
 
 def unrecorded(rows: pa.Table, history: pa.Table) -> pa.Table:

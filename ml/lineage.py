@@ -22,7 +22,8 @@ class Lineage:
     """One version, traced. Times are ISO instants of the business clock; what did not happen yet is None.
 
     `promoted_by`, `promoted_at`, `approved_by` and `note` are of the version's first promotion and approval; `history`
-    has every entry in which it came or went, rollbacks too, oldest first.
+    has every entry in which it came or went, rollbacks too, oldest first. A retraining that a drift asked for has its
+    `cause_id`, and which shares of the hold-out's and of the newest training cut-off's label window lie in the drift.
     """
 
     model: str
@@ -48,6 +49,10 @@ class Lineage:
     trained_by: str
     trained_at: str
     dagster_run_id: str
+    cause_id: str | None
+    drifted_from: str | None
+    drift_in_holdout: float | None
+    drift_in_training: float | None
     promoted_by: str | None
     promoted_at: str | None
     approved_by: str | None
@@ -78,6 +83,7 @@ class Lineage:
             *(("", line) for line in self.gate_report.splitlines()),
             ("trained by", f"{self.trained_by} at {self.trained_at}"),
             ("dagster run", self.dagster_run_id),
+            *self._retrained_for(),
             ("promoted by", f"{self.promoted_by} at {self.promoted_at}" if self.promoted_by else "not promoted"),
             ("approver", self.approved_by or "none"),
             ("note", self.note or "none"),
@@ -86,6 +92,15 @@ class Lineage:
         ]
         width = max(len(name) for name, _ in facts)
         return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in facts)
+
+    def _retrained_for(self) -> list[tuple[str, str]]:
+        if self.cause_id is None:
+            return []
+        held, trained = f"{self.drift_in_holdout:.0%}", f"{self.drift_in_training:.0%}"
+        return [
+            ("retrained for", f"{self.cause_id}, the drift since {self.drifted_from}"),
+            ("", f"label windows in the drift: {held} of the hold-out's, {trained} of the newest training cut-off's"),
+        ]
 
 
 def _line(metrics: Metrics) -> str:
@@ -122,12 +137,20 @@ def trace(version: Any, run: Any, aliases: tuple[str, ...], history: Sequence[Pr
         trained_by=tags["trained_by"],
         trained_at=tags["trained_at"],
         dagster_run_id=tags["dagster_run_id"],
+        cause_id=tags.get("cause_id"),
+        drifted_from=tags.get("drifted_from"),
+        drift_in_holdout=_number(tags.get("drift_in_holdout")),
+        drift_in_training=_number(tags.get("drift_in_training")),
         promoted_by=promoted.by if promoted else None,
         promoted_at=promoted.at if promoted else None,
         approved_by=approved.by if approved else None,
         note=promoted.note if promoted else None,
         history=concerning(history, number),
     )
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)
 
 
 def _nested(metrics: Mapping[str, float]) -> dict[str, dict[str, dict[str, float]]]:

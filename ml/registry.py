@@ -38,7 +38,7 @@ from ml.lineage import Lineage, trace
 from ml.plots import draw
 from ml.predictor import load_package, manifest_digest, verify_golden
 from ml.promotions import Action, Promotion, ended_by_a_person, succession
-from ml.tracking import Context, log_facts, open_client, start_run, write_mlmodel
+from ml.tracking import Context, facts_of, log_facts, open_client, start_run, write_mlmodel
 from ml.training import Trained, TrainingSet
 
 __all__ = [
@@ -132,7 +132,7 @@ class Registry:
             verdict = gate(model, trained.evaluation, champion)
             run = start_run(self._client, model, self.artifacts)
             run_id = run.info.run_id
-            facts = _facts(model, training_set, signature.digest(), context) | _judged(verdict)
+            facts = facts_of(model, training_set, signature.digest(), context) | _judged(verdict)
             try:
                 log_facts(self._client, run_id, model, training_set, trained.evaluation, champion, facts)
                 write_mlmodel(package, run_id, trained, signature)
@@ -344,21 +344,6 @@ def _content_digest(model: Model, training_set: TrainingSet, package: Path) -> s
     """sha256 of what makes a version what it is: its declaration, its data, and its package before it has a number."""
     parts = [model.model_dump(mode="json"), training_set.digest, manifest_digest(package)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _facts(model: Model, training_set: TrainingSet, signature: str, context: Context) -> dict[str, str]:
-    return {
-        "trained_by": context.trained_by,
-        "trained_at": training_set.built_at.isoformat(),
-        "dagster_run_id": context.dagster_run_id,
-        "git_commit": context.code.commit,
-        "git_dirty": str(context.code.dirty).lower(),
-        "data_digest": training_set.digest,
-        "signature_digest": signature,
-        "features": json.dumps(model.features),
-        "algorithm": model.algorithm,
-        "owner": model.owner,
-    }
 
 
 def _judged(verdict: GateResult) -> dict[str, str]:

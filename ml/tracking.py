@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "CodeState",
     "Context",
     "code_state",
+    "facts_of",
     "log_facts",
     "metrics_by_name",
     "open_client",
@@ -48,11 +50,13 @@ class CodeState:
 
 @dataclass(frozen=True)
 class Context:
-    """Who trains, in which Dagster run, with which code."""
+    """Who trains, in which Dagster run, with which code; and for which drift since when, if a drift asked for it."""
 
     trained_by: str
     dagster_run_id: str
     code: CodeState
+    cause_id: str = ""
+    drifted_from: datetime | None = None
 
 
 def code_state(root: Path | None = None) -> CodeState:
@@ -97,6 +101,41 @@ def start_run(client: Any, model: Model, artifacts: Path) -> Any:
         else client.create_experiment(model.name, artifact_location=(artifacts / model.name).absolute().as_uri())
     )
     return client.create_run(identity, run_name=f"{model.name} {model.algorithm}")
+
+
+def facts_of(model: Model, training_set: TrainingSet, signature: str, context: Context) -> dict[str, str]:
+    """Where a version comes from, as the tags of its run and of the version; `signature` is the contract's digest."""
+    return {
+        "trained_by": context.trained_by,
+        "trained_at": training_set.built_at.isoformat(),
+        "dagster_run_id": context.dagster_run_id,
+        "git_commit": context.code.commit,
+        "git_dirty": str(context.code.dirty).lower(),
+        "data_digest": training_set.digest,
+        "signature_digest": signature,
+        "features": json.dumps(model.features),
+        "algorithm": model.algorithm,
+        "owner": model.owner,
+        **_drift_seen(model, training_set, context),
+    }
+
+
+def _drift_seen(model: Model, training_set: TrainingSet, context: Context) -> dict[str, str]:
+    """What a retraining could learn of the drift that asked for it: which share of two label windows lies in it."""
+    if not context.cause_id or context.drifted_from is None:
+        return {}
+    since, horizon = context.drifted_from, timedelta(days=model.label.horizon_days)
+
+    def share(cutoff: datetime) -> str:
+        return f"{max(0.0, (cutoff + horizon - max(cutoff, since)) / horizon):.2f}"
+
+    cutoffs = training_set.cutoffs
+    return {
+        "cause_id": context.cause_id,
+        "drifted_from": since.isoformat(),
+        "drift_in_holdout": share(cutoffs.holdout),
+        "drift_in_training": share(cutoffs.training[-1]),
+    }
 
 
 def log_facts(

@@ -54,10 +54,11 @@ class Ready:
     training_set: TrainingSet
     trained: Trained
     plan: FeaturePlan
+    context: Context = CONTEXT
 
     def register(self, registry: Registry, **changes: object) -> Registered:
         model = Model.model_validate(self.model.model_dump() | changes)
-        return registry.register_candidate(model, self.training_set, self.trained, self.plan, CONTEXT)
+        return registry.register_candidate(model, self.training_set, self.trained, self.plan, self.context)
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +284,27 @@ def test_a_version_keeps_who_first_promoted_it_and_its_history_says_the_rest(chu
     registry.approve(relaxed, "2", "kay", "mended", later)
     again = registry.lineage("churn", "2")
     assert (again.approved_by, again.note, again.history[-1].by) == ("bob", "better abroad", "kay")
+
+
+def test_a_retraining_says_how_much_of_its_drift_it_could_see(churn: Ready, registry: Registry) -> None:
+    """Labels take 90 days. The drift began 30 days before the hold-out's window ended; then as long before it began."""
+    holdout, newest = churn.training_set.cutoffs.holdout, churn.training_set.cutoffs.training[-1]
+    horizon = timedelta(days=90)
+    for since, shares in (
+        (holdout + horizon - timedelta(days=30), (0.33, 0.0)),
+        (holdout, (1.0, 0.0)),
+        (newest + timedelta(days=45), (1.0, 0.5)),
+        (newest - timedelta(days=1), (1.0, 1.0)),
+    ):
+        context = replace(CONTEXT, cause_id=f"churn-{since:%Y%m%d}", drifted_from=since)
+        done = replace(churn, context=context).register(registry, seed=since.timetuple().tm_yday)
+        found = registry.lineage("churn", done.version)
+        assert (found.cause_id, found.drifted_from) == (context.cause_id, since.isoformat())
+        assert (found.drift_in_holdout, found.drift_in_training) == shares
+    assert "label windows in the drift: 100% of the hold-out's, 100% of the newest" in found.describe()
+    plain = registry.lineage("churn", churn.register(registry).version)
+    assert (plain.cause_id, plain.drift_in_holdout) == (None, None)
+    assert "retrained for" not in plain.describe()
 
 
 @pytest.mark.parametrize(("by", "note"), [(" ", "complaints"), ("eve", "")])

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pytest
 
 from catalog import keys
+from catalog.load import load_catalog
+from catalog.settings import CATALOG_DIR
 from catalog.spec import Drift
 from lake import Lake
-from ml.drift import ROWS, Reference, Window, judge, record, status_of
+from ml.drift import ROWS, DriftStatus, Reference, Window, judge, read_status, record, status_of
 
 T0 = datetime(2024, 1, 1)
 WEEK = timedelta(days=7)
@@ -102,10 +104,73 @@ def test_upstream_stops_retraining_and_is_named():
     assert status.cause == "upstream, not drift: no events arrived"
 
 
+HORIZON = timedelta(days=28)
+
+
+def aging(weeks: int, calm: str = ".") -> DriftStatus:
+    """Calm, then `weeks` weeks of breach, for a model whose labels take four weeks to mature."""
+    return status_of(rows(calm + "B" * weeks), POLICY, "churn", HORIZON)
+
+
+def test_a_breach_that_lasts_asks_again_each_time_a_horizon_of_its_labels_is_mature():
+    """The drift begins at week 1, is sustained at week 4; its first label is mature at week 5, its last at week 9."""
+    first, second, third = day(4), f"{day(4)}:matured:20240108", f"{day(4)}:matured:20240205"
+    causes = [aging(weeks).cause_id for weeks in range(12)]
+    assert causes == [None] * 3 + [first] + [second] * 4 + [third] * 4
+    assert all(aging(weeks).wants_retraining for weeks in range(3, 12))
+
+
+def test_a_hold_out_that_a_matured_cause_asks_for_lies_in_the_drift():
+    """As ml/training.py cuts: the day of now - horizon. Whoever asks then is later than the status's latest window."""
+    for weeks in range(3, 16):
+        status = aging(weeks)
+        assert status.drifted_from == T0 + WEEK
+        holdout = status.window_end - HORIZON
+        assert (status.matured is not None) == (holdout >= status.drifted_from)
+        if status.matured:
+            assert status.drifted_from <= status.matured <= holdout < status.matured + HORIZON
+        assert status.matures_next > status.window_end
+
+
+def test_a_matured_cause_ends_with_its_episode_and_waits_while_the_feed_is_broken():
+    broken = status_of(rows(".BBBBBU"), POLICY, "churn", HORIZON)
+    assert broken.cause_id == f"{day(4)}:matured:20240108"
+    assert not broken.wants_retraining
+    over = status_of(rows(".BBBBB.."), POLICY, "churn", HORIZON)
+    assert (over.cause_id, over.drifted_from, over.matured, over.matures_next) == (None, None, None, None)
+    assert status_of(rows(".BBBBB..BBB"), POLICY, "churn", HORIZON).cause_id == day(11)
+
+
+def test_what_matured_is_in_the_cause_and_what_comes_next_in_the_lines():
+    assert aging(3).lines()[1] == (
+        "  drifted since 2024-01-08; cause churn-20240129T000000; if it lasts, again at 2024-02-05"
+    )
+    later = aging(5)
+    assert later.cause.startswith("labels of the drifted period are mature up to cut-off 2024-01-08; x PSI 0.90 over")
+    assert later.to_json()["matures_next"] == "2024-03-04T00:00:00"
+    assert [line for line in aging(1).lines() if "drifted since" in line] == []
+
+
+def test_the_drift_begins_with_its_first_breach_not_with_the_window_that_made_it_sustained():
+    mixed = pa.concat_tables([rows("B..BB.B", feature="x"), rows("B......", feature="other")])
+    status = status_of(mixed, POLICY, "churn", HORIZON)
+    assert (status.episode, status.drifted_from) == (T0 + 7 * WEEK, T0 + 3 * WEEK)
+
+
+def test_the_models_own_horizon_counts(tmp_path):
+    lake, model = Lake(tmp_path), load_catalog(CATALOG_DIR).model("churn")
+    record(lake, "churn", rows("." + "B" * 12))
+    waiting = read_status(lake, model)
+    assert (waiting.cause_id, waiting.matures_next) == (day(4), T0 + WEEK + timedelta(days=90))
+    record(lake, "churn", rows("B", first=14))
+    assert read_status(lake, model).cause_id == f"{day(4)}:matured:20240108"
+
+
 def test_status_is_json_and_has_a_line_for_each_feature():
     status = status_of(pa.concat_tables([rows("BBBB"), rows("....", feature="calm")]), POLICY, "churn")
     assert json.loads(json.dumps(status.to_json()))["wants_retraining"]
-    headline, worst, calm = status.lines()
+    headline, following, worst, calm = status.lines()
+    assert following == "  drifted since 2024-01-01; cause churn-20240122T000000"
     assert headline == "churn: x PSI 0.90 over 0.20; in 3 or more of 4 windows up to 2024-01-29"
     assert worst.startswith("  DRIFT  x ")
     assert worst.endswith("breached 4 of the last 4 windows")
