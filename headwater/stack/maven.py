@@ -1,0 +1,75 @@
+"""Jars from Maven, fetched once per machine: a folder of the user's cache for each list of artifacts.
+
+Maven is asked through its ordinary client with the user's own configuration; nothing here names a repository.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from headwater.stack.errors import DownloadFailed, MissingPrograms
+
+__all__ = ["cache_dir", "jars"]
+
+_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>headwater</groupId>
+  <artifactId>{name}</artifactId>
+  <version>1</version>
+  <packaging>pom</packaging>
+  <dependencies>
+{dependencies}
+  </dependencies>
+</project>
+"""
+_DEPENDENCY = "    <dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>"
+
+
+def cache_dir() -> Path:
+    """`headwater` in XDG_CACHE_HOME or ~/.cache, made if missing."""
+    top = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = top / "headwater"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def jars(name: str, artifacts: Sequence[str], cache: Path | None = None) -> Path:
+    """The folder with these artifacts (`group:artifact:version`) and all that they depend on.
+
+    Raises DownloadFailed, MissingPrograms when Maven is needed and not installed.
+    """
+    top = cache or cache_dir()
+    pom = _POM.format(name=name, dependencies="\n".join(_DEPENDENCY.format(*a.split(":")) for a in artifacts))
+    folder = top / f"{name}-{hashlib.sha256(pom.encode()).hexdigest()[:12]}"
+    if folder.is_dir():  # it gets its name when it is complete
+        return folder
+    with (top / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            _download(pom, folder)
+    return folder
+
+
+def _download(pom: str, folder: Path) -> None:
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise MissingPrograms("mvn is not installed: apt-get install maven")
+    work = Path(tempfile.mkdtemp(prefix=".download-", dir=folder.parent))
+    try:
+        (work / "pom.xml").write_text(pom)
+        command = [maven, "-q", "-B", "-f", str(work / "pom.xml"), _PLUGIN, f"-DoutputDirectory={work / 'jars'}"]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            said = (done.stdout + done.stderr)[-2000:].strip()
+            raise DownloadFailed(f"tried Maven for {folder.name}, found exit code {done.returncode}: {said}")
+        (work / "jars").rename(folder)
+    finally:
+        shutil.rmtree(work)
