@@ -42,12 +42,17 @@ def run(settings: Settings, *, full: bool = False, select: str | None = None) ->
 
     `settings` are those of this process's environment, from which the code location was built.
 
-    Returns the exit code: 0 when every step and blocking check passed, else 1. Raises SelectionError.
+    Returns the exit code: 0 when every step and blocking check passed, else 1. Raises SelectionError, CatalogError
+    (before anything starts).
     """
     started = time.perf_counter()
+    from headwater.check import require_sound
+
+    require_sound(settings)
     from assets.build import FULL_TAG
     from catalog.load import load_catalog
     from definitions import defs
+    from headwater.abandoned import process_tags
     from resources.summary import summarise, used, write
 
     catalog = load_catalog(settings.catalog)
@@ -57,12 +62,12 @@ def run(settings: Settings, *, full: bool = False, select: str | None = None) ->
     progress = Progress(_say, total=len(job.graph.node_dict))
     _attach(progress)
     _say(f"headwater: {'the whole graph' if full else 'what changed'}, into {settings.home}")
-    with dagster_instance(settings) as instance:
+    with dagster_instance(settings) as instance, process_tags(instance, settings.locks_dir) as tags:
         result = job.execute_in_process(
             instance=instance,
             raise_on_error=False,
             run_config={"loggers": {"progress": {}}},
-            tags={FULL_TAG: "true"} if full else {},
+            tags=tags | ({FULL_TAG: "true"} if full else {}),
         )
         found = summarise(settings, catalog, instance, result.run_id)
     from headwater.summary import show
