@@ -43,8 +43,8 @@ _SETTINGS = {
     "share.coordinator.state.topic.num.partitions": "4",
     "group.initial.rebalance.delay.ms": "0",
     # A broker that was killed is let in again when its former session has timed out: 9 s by default.
-    "broker.session.timeout.ms": "3000",
-    "broker.heartbeat.interval.ms": "500",
+    "broker.session.timeout.ms": "2000",
+    "broker.heartbeat.interval.ms": "400",
 }
 _LOG4J = """rootLogger.level=info
 rootLogger.appenderRef.out.ref=OUT

@@ -126,12 +126,15 @@ def _descendants(pid: int) -> list[Process]:
 
 
 def _since(pid: int) -> str | None:
-    """Boot and tick at which a process started; None when there is none, or only its exit status is left."""
+    """Boot and tick at which a process started; None when there is none, or only its exit status is left.
+
+    A process whose first thread has ended counts while it has others: until they end too its ports stay taken.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
+        if stat.rpartition(")")[2].split()[0] in "ZX" and len(list(Path(f"/proc/{pid}/task").iterdir())) <= 1:
+            return None
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    if stat.rpartition(")")[2].split()[0] in "ZX":
         return None
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {_start_tick(stat)}"
 
