@@ -91,12 +91,12 @@ def _make_archive(folder: Path, archive: Path) -> None:
     unfinished.rename(archive)
 
 
-def _java(folder: Path, options: str) -> list[str]:
+def _java(folder: Path, *options: str) -> list[str]:
     """The command line up to the class to run. The class path has to be the same, jar by jar, as in the archive."""
     class_path = ":".join(str(jar) for jar in sorted(folder.glob("*.jar")))
     archive = _archive(folder)
     shared = [f"-XX:SharedArchiveFile={archive}"] if archive.exists() and archive.stat().st_size else []
-    return [str(java()), *shared, *options.split(), "-cp", class_path]
+    return [str(java()), *shared, *options, "-cp", class_path]
 
 
 def _is_made(place: Place) -> bool:
@@ -126,7 +126,7 @@ def _command(plan: Plan) -> list[str]:
     if not all((Path(each) / "meta.properties").exists() for each in settings["log.dirs"].split(",")):
         _format(_java(folder, "-XX:TieredStopAtLevel=1"), conf, (home / "cluster").read_text())
     logging = f"-Dlog4j2.configurationFile={home / 'log4j2.properties'}"
-    return [*_java(folder, f"{options} {logging}"), "kafka.Kafka", str(conf)]
+    return [*_java(folder, *options.split(), logging), "kafka.Kafka", str(conf)]
 
 
 def _format(java_command: list[str], conf: Path, cluster: str) -> None:
