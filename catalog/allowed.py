@@ -16,7 +16,8 @@ from catalog.problems import either, shown
 __all__ = ["Schema", "fits", "resolved", "words"]
 
 Schema = Mapping[str, Any]
-"""A JSON Schema; `words`, our own keyword, is what to say instead of what the schema itself says."""
+"""A JSON Schema. Two keywords are our own: `words`, what to say instead of what the schema itself says, and `fraction`,
+a number that is written with a decimal point."""
 
 _NOTHING: Schema = {}
 
@@ -64,12 +65,10 @@ def _alternatives(schema: Schema) -> list[Schema]:
 def _is_number(value: Any, schema: Schema, _: Schema) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return False
-    return (
-        value >= schema.get("minimum", -math.inf)
-        and value <= schema.get("maximum", math.inf)
-        and value > schema.get("exclusiveMinimum", -math.inf)
-        and value < schema.get("exclusiveMaximum", math.inf)
-    )
+    if schema.get("fraction") and isinstance(value, int):
+        return False
+    above = schema.get("minimum", -math.inf) <= value and schema.get("exclusiveMinimum", -math.inf) < value
+    return bool(above and schema.get("maximum", math.inf) >= value and schema.get("exclusiveMaximum", math.inf) > value)
 
 
 def _is_integer(value: Any, schema: Schema, definitions: Schema) -> bool:
@@ -120,6 +119,7 @@ _CHECKS: Mapping[str, Callable[[Any, Schema, Schema], bool]] = {
 
 def _number_words(schema: Schema, _: Schema) -> str:
     what = "a whole number" if schema["type"] == "integer" else "a number"
+    what += " with a decimal point" if schema.get("fraction") else ""
     if "minimum" in schema and "maximum" in schema:
         return f"{what} from {shown(schema['minimum'])} to {shown(schema['maximum'])}"
     bounds = " and ".join(_bounds(schema))

@@ -1,33 +1,33 @@
-"""Reads the YAML declarations into specs; every problem is reported as `file:line: what was found, what is allowed`."""
+"""Reads the YAML declarations into specs; every problem is reported as `file:line: found ..., allowed is ...`.
+
+What is wrong within a file and between files of one folder is found here; what a file names elsewhere (a feature, a
+table, an algorithm) is `headwater.check`'s.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from catalog.problems import Finding, Loc, Problem
+from catalog.refusals import judge, within
+from catalog.spec import Gate, Model, Source, Spec
+from catalog.yaml_file import NotYaml, YamlFile, read_yaml
 
-from catalog.spec import Gate, Model, Source
+__all__ = ["Catalog", "CatalogError", "Declared", "Reading", "load_catalog", "read_declarations"]
 
-__all__ = ["Catalog", "CatalogError", "line_of", "load_catalog", "load_file"]
-
-Spec = TypeVar("Spec", bound=BaseModel)
+S = TypeVar("S", bound=Spec, covariant=True)
 
 
 class CatalogError(ValueError):
     """One or more declarations are wrong; `problems` has one line for each."""
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = [str(problem) for problem in problems]
+        super().__init__("\n".join([f"{len(problems)} problem(s) in the catalog:", *self.problems]))
 
 
 @dataclass(frozen=True)
@@ -56,138 +56,84 @@ class Catalog:
         raise KeyError(f"unknown source table {table!r}; there are: {', '.join(s.table for s in self.sources)}")
 
 
+@dataclass(frozen=True)
+class Declared(Generic[S]):
+    """One file as far as it can be understood: `spec` lacks what is broken (reading that raises AttributeError)."""
+
+    file: YamlFile
+    spec: S
+    findings: tuple[Finding, ...]
+
+    def name(self, field: str) -> str | None:
+        """The text of a field that may be broken or left out."""
+        value = getattr(self.spec, field, None)
+        return value if isinstance(value, str) else None
+
+    def problems(self, findings: Sequence[Finding]) -> Iterator[Problem]:
+        """Further findings as problems of this file, except where something was found wrong already."""
+        places: set[Loc] = {finding.loc for finding in self.findings}
+        yield from (self.file.problem(f.loc, f.text) for f in findings if not within(f.loc, places))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Everything that is declared, sound or not, and what is wrong with it so far."""
+
+    sources: tuple[Declared[Source], ...]
+    gates: tuple[Declared[Gate], ...]
+    models: tuple[Declared[Model], ...]
+    problems: tuple[Problem, ...]
+
+
 def load_catalog(directory: Path) -> Catalog:
     """Read `sources/`, `gates/` and `models/` below `directory`. Raises CatalogError that lists every problem."""
-    problems: list[str] = []
-    sources = list(_load_all(directory / "sources", Source, problems))
-    gates = list(_load_all(directory / "gates", Gate, problems))
-    models = list(_load_all(directory / "models", Model, problems))
-    for file, source in sources:
-        _expect_file_name(file, source.table, problems)
-    gated: dict[str | None, str] = {}
-    for file, gate in gates:
-        if gate.table is None:
-            problems.append(f"{file}:1: found no `table`, allowed is the asset key of the gated table")
-        if gate.table in gated:
-            problems.append(f"{file}:1: found a second gate for {gate.table}, allowed is one ({gated[gate.table]})")
-        gated[gate.table] = file.name
-    for file, model in models:
-        _expect_file_name(file, model.name, problems)
-    if problems:
-        raise CatalogError(problems)
-    return Catalog(tuple(s for _, s in sources), tuple(g for _, g in gates), tuple(m for _, m in models))
+    found = read_declarations(directory)
+    if found.problems:
+        raise CatalogError(found.problems)
+    return Catalog(
+        tuple(d.spec for d in found.sources), tuple(d.spec for d in found.gates), tuple(d.spec for d in found.models)
+    )
 
 
-def _expect_file_name(file: Path, name: str, problems: list[str]) -> None:
-    if file.stem != name:
-        problems.append(f"{file}:1: found name {name!r}, allowed is the file's own: {file.stem!r}")
+def read_declarations(directory: Path) -> Reading:
+    """Read the same folders, whatever is wrong in them."""
+    problems: list[Problem] = []
+    sources = tuple(_read_all(directory / "sources", Source, problems))
+    gates = tuple(_read_all(directory / "gates", Gate, problems))
+    models = tuple(_read_all(directory / "models", Model, problems))
+    for source in sources:
+        problems += source.problems(list(_file_name(source, "table")))
+    for gate in gates:
+        problems += gate.problems(list(_gated_once(gate, gates)))
+    for model in models:
+        problems += model.problems(list(_file_name(model, "name")))
+    return Reading(sources, gates, models, tuple(sorted(set(problems))))
 
 
-def _load_all(directory: Path, spec: type[Spec], problems: list[str]) -> Iterator[tuple[Path, Spec]]:
-    for file in sorted([*directory.glob("*.yaml"), *directory.glob("*.yml")]):
+def _read_all(directory: Path, spec: type[S], problems: list[Problem]) -> Iterator[Declared[S]]:
+    for path in sorted([*directory.glob("*.yaml"), *directory.glob("*.yml")]):
         try:
-            yield file, load_file(file, spec)
-        except CatalogError as error:
-            problems.extend(error.problems)
+            file = read_yaml(path)
+        except NotYaml as error:
+            problems.append(error.problem)
+            continue
+        understood, findings = judge(spec, file.values)
+        problems += (file.problem(finding.loc, finding.text) for finding in findings)
+        yield Declared(file, understood, findings)
 
 
-def load_file(file: Path, spec: type[Spec]) -> Spec:
-    """Read one YAML file strictly. Raises CatalogError."""
-    try:
-        tree = YAML(typ="rt").load(StringIO(file.read_text(encoding="utf-8")))
-    except (YAMLError, UnicodeDecodeError) as error:
-        line = error.problem_mark.line + 1 if isinstance(error, MarkedYAMLError) and error.problem_mark else 1
-        what = error.problem if isinstance(error, MarkedYAMLError) else str(error)
-        raise CatalogError([f"{file}:{line}: found text that is not YAML ({what}), allowed is a mapping"]) from None
-    if not isinstance(tree, CommentedMap):
-        raise CatalogError([f"{file}:1: found {type(tree).__name__}, allowed is a mapping of {_names(spec)}"])
-    try:
-        return spec.model_validate(_plain(tree))
-    except ValidationError as error:
-        raise CatalogError([_problem(file, tree, spec, e) for e in error.errors()]) from None
+def _file_name(declared: Declared[S], field: str) -> Iterator[Finding]:
+    name, stem = declared.name(field), declared.file.path.stem
+    if name is not None and name != stem:
+        yield Finding((field,), f"found {field} {name!r}, allowed is the file's own name: {stem!r}")
 
 
-def line_of(file: Path, loc: tuple[str | int, ...]) -> int:
-    """The 1-based line of the deepest part of `loc` (keys and list positions) that the YAML file has."""
-    return _line(YAML(typ="rt").load(StringIO(file.read_text(encoding="utf-8"))), loc)
-
-
-def _plain(node: Any) -> Any:
-    """Lists become tuples: strict validation of a tuple refuses a list."""
-    if isinstance(node, CommentedMap):
-        return {str(k): _plain(v) for k, v in node.items()}
-    if isinstance(node, CommentedSeq):
-        return tuple(_plain(v) for v in node)
-    for base in (bool, int, float, str):
-        if isinstance(node, base):
-            return base(node)
-    return node
-
-
-def _problem(file: Path, tree: CommentedMap, spec: type[BaseModel], error: Any) -> str:
-    loc = tuple(error["loc"])
-    where = ".".join(str(part) for part in loc) or "the file"
-    line = _line(tree, loc)
-    kind, found = error["type"], error["input"]
-    if kind == "extra_forbidden":
-        names = _fields(_owner_of(spec, loc[:-1]))
-        near = difflib.get_close_matches(str(loc[-1]), names, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"{file}:{line}: found unknown field {where!r}{hint}, allowed is one of {', '.join(names)}"
-    if kind == "missing":
-        return f"{file}:{line}: found no {where!r}, which is required ({_describe(spec, loc)})"
-    message = error["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        return f"{file}:{line}: {where}: {message}"
-    allowed = message.removeprefix("Input should be ").removeprefix("String should ")
-    return f"{file}:{line}: {where}: found {found!r}, allowed is {allowed}"
-
-
-def _line(tree: Any, loc: tuple[Any, ...]) -> int:
-    """The 1-based line of the deepest part of `loc` that the file has."""
-    line = 1
-    for part in loc:
-        try:
-            if isinstance(tree, CommentedMap) and part in tree:
-                line = tree.lc.key(part)[0] + 1
-            elif isinstance(tree, CommentedSeq) and isinstance(part, int) and part < len(tree):
-                line = tree.lc.item(part)[0] + 1
-            else:
-                return line
-        except (KeyError, AttributeError, TypeError):
-            return line
-        tree = tree[part]
-    return line
-
-
-def _fields(spec: type[BaseModel]) -> list[str]:
-    return list(spec.model_fields)
-
-
-def _names(spec: type[BaseModel]) -> str:
-    return ", ".join(_fields(spec))
-
-
-def _owner_of(spec: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel]:
-    """The spec class that `loc` points at, through nested fields and tuples of specs."""
-    for part in loc:
-        if isinstance(part, str) and part in spec.model_fields:
-            nested = _spec_in(spec.model_fields[part].annotation)
-            spec = nested or spec
-    return spec
-
-
-def _spec_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in get_args(annotation):
-        if found := _spec_in(inner):
-            return found
-    return None
-
-
-def _describe(spec: type[BaseModel], loc: tuple[Any, ...]) -> str:
-    owner = _owner_of(spec, loc[:-1])
-    annotation = owner.model_fields[str(loc[-1])].annotation if str(loc[-1]) in owner.model_fields else None
-    options = [str(a) for a in get_args(annotation) if isinstance(a, str)]
-    return f"one of {', '.join(options)}" if options else f"fields here are {_names(owner)}"
+def _gated_once(gate: Declared[Gate], gates: Sequence[Declared[Gate]]) -> Iterator[Finding]:
+    table = gate.name("table")
+    if table is None:
+        yield Finding(("table",), "found no 'table', which is required, allowed is the asset key of the gated table")
+        return
+    first = next(g for g in gates if g.name("table") == table)
+    if first is not gate:
+        text = f"found a second gate for {table}, allowed is one (the first is in {first.file.path.name})"
+        yield Finding(("table",), text)

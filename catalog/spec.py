@@ -321,7 +321,7 @@ class Model(Spec):
     def _label_fits_task(self) -> Iterator[Finding]:
         wanted = {"binary": "no_event", "regression": "sum"}[self.task]
         if self.label.kind != wanted:
-            text = f"found label.kind {self.label.kind!r}, allowed for task {self.task} is {wanted!r}"
+            text = f"found label.kind {self.label.kind!r}, allowed is {wanted!r} for task {self.task}"
             yield Finding(("label", "kind"), text)
 
     def _offset_is_a_feature(self) -> Iterator[Finding]:
@@ -336,13 +336,13 @@ class Model(Spec):
     def _baselines_fit_task(self) -> Iterator[Finding]:
         for position, baseline in enumerate(self.baselines):
             if baseline not in BASELINES[self.task]:
-                text = f"found baseline {baseline!r}, allowed for task {self.task} is {either(BASELINES[self.task])}"
+                text = f"found baseline {baseline!r}, allowed is {either(BASELINES[self.task])} for task {self.task}"
                 yield Finding(("baselines", position), text)
 
     def _metrics_fit_task(self) -> Iterator[Finding]:
         for loc, metric in self.gate.metrics():
             if metric not in METRICS[self.task]:
-                text = f"found metric {metric!r}, allowed for task {self.task} is {either(METRICS[self.task])}"
+                text = f"found metric {metric!r}, allowed is {either(METRICS[self.task])} for task {self.task}"
                 yield Finding(("gate", *loc), text)
 
 

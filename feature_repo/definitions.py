@@ -1,30 +1,36 @@
 """The customer entity, its feature views, and one feature service for each model in the catalog.
 
-The columns come from dbt_project/models/features; a field with the tag `elapsed_since` is not stored but computed when
-it is read, as the days since that timestamp. A service has its model's name and features.
+Which views and fields there are is in `views`; their columns come from dbt_project/models/features. A service has its
+model's name and features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
 from feast.data_format import DeltaFormat
-from feast.types import Float64, Int64, String, UnixTimestamp
+from feast.types import Bool, Float64, Int64, PrimitiveFeastType, String, UnixTimestamp
 
 from catalog.keys import Key
 from catalog.load import CatalogError
-from catalog.spec import Model
+from catalog.problems import Problem
+from catalog.spec import ColumnType, Model
+from feature_repo.views import VIEWS, Feature, View, model_inputs
 
-__all__ = ["ACTIVITY_TTL", "Definitions", "build"]
-
-# A customer without any event for longer than this has no activity; inclusive.
-ACTIVITY_TTL = timedelta(days=400)
+__all__ = ["Definitions", "build"]
 
 OWNER = "team:data-science"
+_TYPES: Mapping[ColumnType, PrimitiveFeastType] = {
+    "int64": Int64,
+    "float64": Float64,
+    "string": String,
+    "bool": Bool,
+    "timestamp": UnixTimestamp,
+}
 
 
 @dataclass(frozen=True)
@@ -45,88 +51,31 @@ def build(lake_dir: Path, models: Iterable[Model]) -> Definitions:
         description="A customer with a number of their own.",
         owner=OWNER,
     )
-    views = (_activity(customer, lake_dir), _profile(customer, lake_dir))
+    views = tuple(_view(customer, lake_dir, view) for view in VIEWS)
     return Definitions(customer, views, tuple(_services(views, models)))
 
 
-def _activity(customer: Entity, lake_dir: Path) -> FeatureView:
+def _view(customer: Entity, lake_dir: Path, view: View) -> FeatureView:
     return FeatureView(
-        name="activity",
+        name=view.name,
         entities=[customer],
-        ttl=ACTIVITY_TTL,
-        source=_source(lake_dir, Key("features", "customer", "activity")),
+        ttl=view.ttl or timedelta(0),
+        source=_source(lake_dir, view.table),
         owner=OWNER,
-        description="What a customer bought and gave back, exact at every instant.",
+        description=view.description,
         schema=[
             Field(name="customer_id", dtype=Int64, description="Customer number."),
-            *(_count(days) for days in (7, 30, 90, 365)),
-            *(_amount(days) for days in (7, 30, 90, 365)),
-            Field(
-                name="avg_txn_amount_30d",
-                dtype=Float64,
-                description="Pounds sterling per purchase invoice in the last 30 days; null if none.",
-            ),
-            Field(
-                name="distinct_products_90d",
-                dtype=Int64,
-                description="Distinct stock codes purchased in the last 90 days.",
-            ),
-            Field(
-                name="refund_rate_90d",
-                dtype=Float64,
-                description="Cancellation invoices over invoices of any kind in the last 90 days; null if none.",
-            ),
-            Field(name="last_txn_at", dtype=UnixTimestamp, description="Time of the last purchase; null if none."),
-            Field(name="first_txn_at", dtype=UnixTimestamp, description="Time of the first purchase; null if none."),
-            Field(
-                name="days_since_last_txn",
-                dtype=Float64,
-                description="Real days since the last purchase; null if none.",
-                tags={"elapsed_since": "last_txn_at"},
-            ),
-            Field(
-                name="days_since_first_txn",
-                dtype=Float64,
-                description="Real days since the first purchase; null if none.",
-                tags={"elapsed_since": "first_txn_at"},
-            ),
+            *(_field(feature) for feature in view.features),
         ],
     )
 
 
-def _profile(customer: Entity, lake_dir: Path) -> FeatureView:
-    return FeatureView(
-        name="profile",
-        entities=[customer],
-        ttl=timedelta(0),
-        source=_source(lake_dir, Key("features", "customer", "profile")),
-        owner=OWNER,
-        description="Who the customer is, as the shop had it on record.",
-        schema=[
-            Field(name="customer_id", dtype=Int64, description="Customer number."),
-            Field(name="country", dtype=String, description="Country of the customer's latest invoice at that time."),
-            Field(name="registered_at", dtype=UnixTimestamp, description="Time of the customer's first invoice."),
-            Field(
-                name="days_since_registered",
-                dtype=Float64,
-                description="Real days since the customer's first invoice of any kind.",
-                tags={"elapsed_since": "registered_at"},
-            ),
-        ],
-    )
-
-
-def _count(days: int) -> Field:
+def _field(feature: Feature) -> Field:
     return Field(
-        name=f"txn_count_{days}d", dtype=Int64, description=f"Distinct purchase invoices in the last {days} days."
-    )
-
-
-def _amount(days: int) -> Field:
-    return Field(
-        name=f"txn_amount_sum_{days}d",
-        dtype=Float64,
-        description=f"Pounds sterling over purchase lines in the last {days} days.",
+        name=feature.name,
+        dtype=_TYPES[feature.type],
+        description=feature.description,
+        tags={"elapsed_since": feature.elapsed_since} if feature.elapsed_since else {},
     )
 
 
@@ -143,10 +92,10 @@ def _source(lake_dir: Path, table: Key) -> FileSource:
 
 
 def _services(views: tuple[FeatureView, ...], models: Iterable[Model]) -> Iterable[FeatureService]:
-    allowed = {f"{view.name}:{name}": view for view in views for name in _usable(view)}
+    allowed = sorted(model_inputs())
     models = tuple(models)
     problems = [
-        f"catalog/models/{model.name}.yaml: features: found {ref!r}, allowed is one of {', '.join(sorted(allowed))}"
+        Problem(f"catalog/models/{model.name}.yaml", 1, f"found {ref!r}, allowed is one of {', '.join(allowed)}")
         for model in models
         for ref in model.features
         if ref not in allowed
@@ -164,8 +113,3 @@ def _services(views: tuple[FeatureView, ...], models: Iterable[Model]) -> Iterab
             description=model.description,
             owner=model.owner,
         )
-
-
-def _usable(view: FeatureView) -> list[str]:
-    """A timestamp is stored for what is computed from it; it is no model input itself."""
-    return [field.name for field in view.features if field.dtype != UnixTimestamp]

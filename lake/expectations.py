@@ -6,7 +6,6 @@ expectation names are copied and nothing else. Where rows come from and what fol
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from catalog.spec import Expectation
+from lake.expectation_arguments import expectation_findings
 
 if TYPE_CHECKING:
     from great_expectations.core import ExpectationValidationResult
 
 __all__ = ["Verdict", "needed_columns", "validate"]
-
-# Arguments of Great Expectations that name further columns.
-_COLUMN_ARGUMENTS = ("column_A", "column_B", "column_list", "column_set")
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,7 @@ class Verdict:
 
 def needed_columns(expectations: Sequence[Expectation]) -> list[str]:
     """Every column that some expectation names, once."""
-    names: list[str] = []
-    for expectation in expectations:
-        further = [expectation.arguments.get(argument, ()) for argument in _COLUMN_ARGUMENTS]
-        names += [expectation.column] if expectation.column else []
-        names += [n for value in further for n in ((value,) if isinstance(value, str) else value)]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(name for expectation in expectations for _, name in expectation.columns()))
 
 
 def validate(rows: pa.Table, expectations: Sequence[Expectation]) -> tuple[Verdict, ...]:
@@ -68,7 +60,8 @@ def validate(rows: pa.Table, expectations: Sequence[Expectation]) -> tuple[Verdi
 
 def _built(expectation: Expectation) -> Any | str:
     """Great Expectations' own object, or what is wrong with the declaration."""
-    from great_expectations.exceptions import ExpectationNotFoundError
+    if findings := [str(finding) for finding in expectation_findings(expectation)]:
+        return "; ".join(findings)
     from great_expectations.expectations import registry
 
     arguments = {k: list(v) if isinstance(v, tuple) else v for k, v in expectation.arguments.items()}
@@ -78,9 +71,6 @@ def _built(expectation: Expectation) -> Any | str:
         arguments["mostly"] = expectation.mostly
     try:
         return registry.get_expectation_impl(expectation.expect)(**arguments)
-    except ExpectationNotFoundError:
-        near = difflib.get_close_matches(expectation.expect, registry.list_registered_expectation_implementations())
-        return f"Great Expectations has no such expectation; nearest are {', '.join(near) or 'none'}"
     except (TypeError, ValueError) as error:
         return " ".join(str(error).split())
 

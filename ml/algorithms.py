@@ -10,19 +10,19 @@ Errors: AlgorithmError
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from catalog.problems import Finding, either, nearest
 from catalog.spec import Model
 from ml.encoding import Encoding, Matrix
+from ml.parameters import LIGHTGBM, estimator_parameters, parameter_findings, required_parameters
 from ml.preparation import Preparation, fit_preparation, offset_of
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "Fitted",
     "NotExportable",
     "UnknownAlgorithm",
-    "algorithm_problems",
+    "algorithm_findings",
     "fit",
 ]
 
@@ -102,81 +102,37 @@ _OBJECTIVES = {
     "binary": ("binary", "cross_entropy"),
     "regression": ("regression", "l1", "huber", "fair", "poisson", "quantile", "gamma", "tweedie"),
 }
-# What a declaration may set; threads, seed and determinism are ours. Listed so that a check needs no import.
-_LIGHTGBM = frozenset(
-    {
-        "objective",
-        "n_estimators",
-        "learning_rate",
-        "num_leaves",
-        "max_depth",
-        "min_child_samples",
-        "min_child_weight",
-        "min_split_gain",
-        "subsample",
-        "subsample_freq",
-        "colsample_bytree",
-        "colsample_bynode",
-        "reg_alpha",
-        "reg_lambda",
-        "max_bin",
-        "min_data_in_bin",
-        "path_smooth",
-        "extra_trees",
-        "linear_tree",
-        "linear_lambda",
-        "alpha",
-        "fair_c",
-        "tweedie_variance_power",
-        "poisson_max_delta_step",
-        "scale_pos_weight",
-        "is_unbalance",
-        "cat_smooth",
-        "cat_l2",
-        "max_cat_threshold",
-        "max_cat_to_onehot",
-        "min_data_per_group",
-        "boosting",
-        "drop_rate",
-        "max_drop",
-        "skip_drop",
-        "monotone_constraints",
-    }
-)
 
 
-def algorithm_problems(model: Model) -> list[str]:
-    """What is wrong with the declared algorithm and parameters, each as `field: found ..., allowed is ...`.
+def algorithm_findings(model: Model) -> Iterator[Finding]:
+    """What is wrong with the declared algorithm and its parameters.
 
     Imports the named class when it is not LightGBM; trains nothing.
     """
+    if model.algorithm == "lightgbm":
+        yield from parameter_findings(model.algorithm, model.parameters, LIGHTGBM)
+        yield from _lightgbm_findings(model)
+        return
     try:
-        allowed = _allowed_parameters(model)
+        estimator = _estimator_class(model)
     except UnknownAlgorithm as error:
-        return [str(error)]
-    problems = [_unknown_parameter(model, name, allowed) for name in model.parameters if name not in allowed]
-    if model.algorithm == "lightgbm":
-        objective = model.parameters.get("objective", _OBJECTIVES[model.task][0])
-        if objective not in _OBJECTIVES[model.task]:
-            options = ", ".join(_OBJECTIVES[model.task])
-            problems.append(f"parameters.objective: found {objective!r}, allowed for {model.task} is one of {options}")
-    return problems
+        yield Finding(("algorithm",), str(error))
+        return
+    taken, required = estimator_parameters(estimator), required_parameters(estimator)
+    yield from parameter_findings(model.algorithm, model.parameters, taken, required)
 
 
-def _unknown_parameter(model: Model, name: str, allowed: frozenset[str]) -> str:
-    near = difflib.get_close_matches(name, allowed, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    return (
-        f"parameters.{name}: found a parameter that {model.algorithm} does not have{hint}, "
-        f"allowed is one of {', '.join(sorted(allowed))}"
-    )
-
-
-def _allowed_parameters(model: Model) -> frozenset[str]:
-    if model.algorithm == "lightgbm":
-        return _LIGHTGBM
-    signature = inspect.signature(_estimator_class(model).__init__).parameters
-    return frozenset(n for n, p in signature.items() if n != "self" and p.kind is not p.VAR_KEYWORD)
+def _lightgbm_findings(model: Model) -> Iterator[Finding]:
+    """Parameters that must fit the rest of the declaration."""
+    signs = model.parameters.get("monotone_constraints")
+    if isinstance(signs, list | tuple) and len(signs) != len(model.features):
+        text = f"found {len(signs)} monotone_constraints, allowed is one for each of the {len(model.features)} features"
+        yield Finding(("parameters", "monotone_constraints"), text)
+    objective, allowed = model.parameters.get("objective"), _OBJECTIVES[model.task]
+    if isinstance(objective, str) and objective not in allowed:
+        hint = nearest(objective, allowed)
+        text = f"found parameter objective {objective!r}{hint}, allowed is {either(allowed)} for task {model.task}"
+        yield Finding(("parameters", "objective"), text)
 
 
 def _estimator_class(model: Model) -> type[Any]:
@@ -189,26 +145,25 @@ def _estimator_class(model: Model) -> type[Any]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UnknownAlgorithm(
-            f"algorithm: found {path!r}, which cannot be imported ({error}), allowed is package.module:Class"
+            f"found algorithm {path!r}, which cannot be imported ({error}), allowed is package.module:Class"
         ) from None
     scorer = "predict_proba" if model.task == "binary" else "predict"
     if not all(callable(getattr(found, method, None)) for method in ("fit", scorer, "get_params")):
         raise UnknownAlgorithm(
-            f"algorithm: found {path!r} without the estimator interface, allowed is a class with fit, {scorer} and "
+            f"found algorithm {path!r} without the estimator interface, allowed is a class with fit, {scorer} and "
             "get_params"
         )
     if not isinstance(found, type):
-        raise UnknownAlgorithm(f"algorithm: found {path!r}, which is not a class, allowed is package.module:Class")
+        raise UnknownAlgorithm(f"found algorithm {path!r}, which is not a class, allowed is package.module:Class")
     return found
 
 
 def _named(model: Model) -> str:
     fitting = ["lightgbm", *(name for name, tasks in _SKLEARN.items() if model.task in tasks)]
     if model.algorithm not in fitting:
-        near = difflib.get_close_matches(model.algorithm, fitting, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = nearest(model.algorithm, fitting)
         raise UnknownAlgorithm(
-            f"algorithm: found {model.algorithm!r}{hint}, allowed for {model.task} is one of {', '.join(fitting)}, "
+            f"found algorithm {model.algorithm!r}{hint}, allowed is one of {', '.join(fitting)} for task {model.task}, "
             "or package.module:Class"
         )
     return _SKLEARN[model.algorithm][model.task]
@@ -219,7 +174,7 @@ def fit(model: Model, encoding: Encoding, rows: Matrix, labels: Matrix) -> Fitte
 
     Raises UnknownAlgorithm.
     """
-    if problems := algorithm_problems(model):
+    if problems := [str(finding) for finding in algorithm_findings(model)]:
         raise UnknownAlgorithm("; ".join(problems))
     learn = _fit_lightgbm if model.algorithm == "lightgbm" else _fit_sklearn
     if model.offset is None:

@@ -10,7 +10,7 @@ Errors: SliceError   a slice's condition cannot be evaluated over the features
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import duckdb
@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from catalog.problems import Finding
 from catalog.spec import METRICS, Model
 from ml.encoding import Matrix
 
@@ -33,7 +34,7 @@ __all__ = [
     "evaluate",
     "evaluate_metrics",
     "gate",
-    "slice_problems",
+    "slice_findings",
 ]
 
 LOWER_IS_BETTER = frozenset({"log_loss", "brier", "mae", "rmse"})
@@ -228,22 +229,21 @@ def _rows_where(table: pa.Table, name: str, where: str) -> np.ndarray[tuple[int]
         try:
             found = db.sql(f"SELECT coalesce(({where})::BOOLEAN, false) AS hit FROM rows").to_arrow_table()
         except duckdb.Error as error:
+            # What follows DuckDB's first line is a drawing of where in our query it is.
             raise SliceError(
-                f"slice {name!r}: found {where!r}, which is no condition over the features ({error}); allowed are the "
-                f"columns {', '.join(table.column_names)}"
+                f"found {where!r} of slice {name!r}, which cannot be evaluated ({str(error).splitlines()[0]}), "
+                f"allowed is an SQL condition over {', '.join(table.column_names)}"
             ) from None
     return np.asarray(found["hit"].to_numpy(), dtype=np.bool_)
 
 
-def slice_problems(model: Model, schema: pa.Schema) -> list[str]:
+def slice_findings(model: Model, schema: pa.Schema) -> Iterator[Finding]:
     """What is wrong with the declared slices over a training set's schema; reads no row."""
-    problems = []
-    for declared in model.gate.slices:
+    for position, declared in enumerate(model.gate.slices):
         try:
             _rows_where(schema.empty_table(), declared.name, declared.where)
         except SliceError as error:
-            problems.append(f"gate.slices: {error}")
-    return problems
+            yield Finding(("gate", "slices", position, "where"), str(error))
 
 
 def gate(model: Model, candidate: Evaluation, champion: ChampionScore | None) -> GateResult:

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from catalog.load import load_catalog
 from catalog.spec import Model
-from ml.algorithms import ALGORITHMS, NotExportable, UnknownAlgorithm, algorithm_problems, fit
+from ml.algorithms import ALGORITHMS, NotExportable, UnknownAlgorithm, algorithm_findings, fit
 from ml.encoding import EncodedFeature, Encoding
 from ml.predictor import MODEL_FILES, _open_model
 
@@ -50,7 +50,7 @@ CASES = [
     (task, name)
     for name in ALGORITHMS
     for task in ("binary", "regression")
-    if not algorithm_problems(model(task, name))
+    if not list(algorithm_findings(model(task, name)))
 ]
 
 
@@ -114,23 +114,24 @@ def test_any_sklearn_class_plugs_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "name", "parameters", "problem"),
     [
-        ("binary", "lightgmb", {}, "found 'lightgmb' (did you mean lightgbm?), allowed for binary is one of"),
-        ("binary", "ridge", {}, "allowed for binary is one of lightgbm, logistic_regression"),
-        ("binary", "lightgbm", {"num_leafs": 3}, "parameters.num_leafs: found a parameter that lightgbm does not have "
-         "(did you mean num_leaves?)"),
-        ("binary", "lightgbm", {"objective": "l1"}, "parameters.objective: found 'l1', allowed for binary is one of"),
-        ("regression", "ridge", {"alfa": 1}, "parameters.alfa: found a parameter that ridge does not have (did you "
-         "mean alpha?)"),
+        ("binary", "lightgmb", {}, "found algorithm 'lightgmb' (did you mean lightgbm?), allowed is one of"),
+        ("binary", "ridge", {}, "allowed is one of lightgbm, logistic_regression"),
+        ("binary", "lightgbm", {"num_leafs": 3}, "found unknown parameter 'num_leafs' of lightgbm (did you mean "
+         "num_leaves?), allowed is one of alpha, boosting"),
+        ("binary", "lightgbm", {"objective": "l1"}, "found parameter objective 'l1', allowed is "
+         "binary or cross_entropy"),
+        ("regression", "ridge", {"alfa": 1}, "found unknown parameter 'alfa' of ridge (did you mean alpha?)"),
         ("binary", "nowhere.at.all:Thing", {}, "cannot be imported"),
         ("binary", "sklearn.linear_model:Ridge", {}, "without the estimator interface"),
     ],
 )  # fmt: skip
 def test_wrong_declarations_are_named(task: str, name: str, parameters: dict[str, object], problem: str) -> None:
     declared = model(task, name, **parameters)
-    assert [p for p in algorithm_problems(declared) if problem in p], algorithm_problems(declared)
+    found = [str(finding) for finding in algorithm_findings(declared)]
+    assert [text for text in found if problem in text], found
     with pytest.raises(UnknownAlgorithm):
         fit(declared, ENCODING, ROWS, AMOUNT)
 
 
 def test_the_projects_own_models_are_sound() -> None:
-    assert [p for declared in CATALOG.models for p in algorithm_problems(declared)] == []
+    assert [p for declared in CATALOG.models for p in algorithm_findings(declared)] == []

@@ -12,7 +12,7 @@ import pytest
 
 from catalog.load import load_catalog
 from catalog.spec import Model
-from ml.evaluation import ChampionScore, HoldOut, SliceError, evaluate, evaluate_metrics, gate, slice_problems
+from ml.evaluation import ChampionScore, HoldOut, SliceError, evaluate, evaluate_metrics, gate, slice_findings
 
 CATALOG = Path(__file__).resolve().parents[2] / "catalog"
 RNG = np.random.default_rng(5)
@@ -142,6 +142,8 @@ def test_a_champion_that_cannot_be_scored_calls_for_an_approver() -> None:
 
 def test_a_condition_over_unknown_columns_is_named() -> None:
     declared = model("churn", slices=({"name": "odd", "where": "contry = 'UK'"},))
-    with pytest.raises(SliceError, match="slice 'odd': found \"contry = 'UK'\""):
+    with pytest.raises(SliceError, match="found \"contry = 'UK'\" of slice 'odd'"):
         churn_evaluation(SCORES, NOISE, declared)
-    assert slice_problems(declared, pa.schema([("country", pa.string())]))[0].startswith("gate.slices: slice 'odd'")
+    (finding,) = slice_findings(declared, pa.schema([("country", pa.string())]))
+    assert finding.loc == ("gate", "slices", 0, "where")
+    assert finding.text.endswith("allowed is an SQL condition over country")
