@@ -18,11 +18,11 @@ from pathlib import Path
 
 from headwater.stack.errors import CommandFailed
 from headwater.stack.java import java, java_version
-from headwater.stack.maven import jars
+from headwater.stack.maven import jars, jars_folder
 from headwater.stack.place import HOST, Place
 from headwater.stack.server import Kind, Plan, Server, start_server, stop
 
-__all__ = ["KIND", "VERSION", "fetch", "start"]
+__all__ = ["KIND", "VERSION", "fetch", "is_fetched", "start"]
 
 VERSION = "4.1.0"
 # The binding for SLF4J 1.7, which this Kafka has: with log4j-slf4j2-impl the broker logs nothing at all.
@@ -73,6 +73,11 @@ def fetch() -> Path:
     if not archive.exists() and os.access(folder, os.W_OK):
         _make_archive(folder, archive)
     return folder
+
+
+def is_fetched() -> bool:
+    """Whether its jars are in the cache already, so that Maven is not needed."""
+    return jars_folder("kafka", _ARTIFACTS).is_dir()
 
 
 def _archive(folder: Path) -> Path:

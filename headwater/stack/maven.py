@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from headwater.stack.errors import DownloadFailed, MissingPrograms
+from headwater.stack.errors import DownloadFailed, MissingPrograms, NoPlace
 
-__all__ = ["cache_dir", "jars"]
+__all__ = ["cache_dir", "jars", "jars_folder"]
 
 _PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 _POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
@@ -34,11 +34,19 @@ _DEPENDENCY = "    <dependency><groupId>{}</groupId><artifactId>{}</artifactId><
 
 
 def cache_dir() -> Path:
-    """`headwater` in XDG_CACHE_HOME or ~/.cache, made if missing."""
-    top = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = top / "headwater"
-    path.mkdir(parents=True, exist_ok=True)
+    """`headwater` in XDG_CACHE_HOME or ~/.cache, made if missing. Raises NoPlace."""
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headwater"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NoPlace(f"tried to make {path}, found: {error.strerror}; set XDG_CACHE_HOME to a directory") from None
     return path
+
+
+def jars_folder(name: str, artifacts: Sequence[str], cache: Path | None = None) -> Path:
+    """Where `jars` keeps this list of artifacts; the folder is there when they are complete."""
+    digest = hashlib.sha256(_pom(name, artifacts).encode()).hexdigest()
+    return (cache or cache_dir()) / f"{name}-{digest[:12]}"
 
 
 def jars(name: str, artifacts: Sequence[str], cache: Path | None = None) -> Path:
@@ -46,16 +54,18 @@ def jars(name: str, artifacts: Sequence[str], cache: Path | None = None) -> Path
 
     Raises DownloadFailed, MissingPrograms when Maven is needed and not installed.
     """
-    top = cache or cache_dir()
-    pom = _POM.format(name=name, dependencies="\n".join(_DEPENDENCY.format(*a.split(":")) for a in artifacts))
-    folder = top / f"{name}-{hashlib.sha256(pom.encode()).hexdigest()[:12]}"
-    if folder.is_dir():  # it gets its name when it is complete
+    folder = jars_folder(name, artifacts, cache)
+    if folder.is_dir():
         return folder
-    with (top / f"{name}.lock").open("w") as lock:
+    with (folder.parent / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
-            _download(pom, folder)
+            _download(_pom(name, artifacts), folder)
     return folder
+
+
+def _pom(name: str, artifacts: Sequence[str]) -> str:
+    return _POM.format(name=name, dependencies="\n".join(_DEPENDENCY.format(*each.split(":")) for each in artifacts))
 
 
 def _download(pom: str, folder: Path) -> None:
@@ -66,6 +76,8 @@ def _download(pom: str, folder: Path) -> None:
     try:
         (work / "pom.xml").write_text(pom)
         command = [maven, "-q", "-B", "-f", str(work / "pom.xml"), _PLUGIN, f"-DoutputDirectory={work / 'jars'}"]
+        if not os.access(Path.home(), os.W_OK):  # an account without a home has no place for Maven's own cache
+            command.append(f"-Dmaven.repo.local={work / 'repository'}")
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             said = (done.stdout + done.stderr)[-2000:].strip()
