@@ -44,7 +44,7 @@ KNOWN: dict[str, int] = {
     "catalog.clock.ClockError": NOT_YET,
     "lake.tables.MissingTableError": NOT_YET,
     "lake.tables.LakeError": FAILED,
-    "streaming.log.LogError": FAILED,
+    "streaming.log_writer.LogError": FAILED,
     "streaming.inject.InjectError": NOT_YET,
     "ml.feature_plan.FeatureError": FAILED,
     "ml.predictor.MissingPackage": NOT_YET,
