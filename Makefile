@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: run dev serve test lint format lock bench shell check clean env
+.PHONY: run dev serve up down test lint format lock bench shell check clean env
 
 env: ## create or update .venv
 	@deploy/environment.sh
@@ -15,6 +15,12 @@ dev: env ## Dagster UI and daemon, prediction API, MLflow UI; ctrl-C stops all
 
 serve: env ## the prediction API alone
 	@$(BIN)/headwater serve
+
+up: env ## PostgreSQL, MariaDB, Kafka and Redis on loopback; `eval "$$(make -s up)"` uses them
+	@$(BIN)/headwater up
+
+down: env ## stop them; their data is kept
+	@$(BIN)/headwater down
 
 check: env ## validate settings and catalog
 	@$(BIN)/headwater check

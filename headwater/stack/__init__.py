@@ -11,5 +11,5 @@
 
 One module for each server says how it is made, configured and asked; `server.py` is the life that they share,
 `process.py` the operating system's part, `place.py` where files lie and whose they are, `packages.py` what has to be
-installed. Nothing here knows Headwater's settings or its shop: `headwater.stack_commands` does.
+installed, `shop.py` the database `shop` with its roles. Settings are not known here: `headwater.stack_commands` does.
 """

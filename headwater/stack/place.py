@@ -108,8 +108,8 @@ def make_place(directory: Path, account: Account | None) -> Place:
 def remove_place(directory: Path) -> None:
     """Delete the directory and the home that it links to."""
     home = directory / "home"
-    if home.is_symlink():
-        shutil.rmtree(home.resolve(), ignore_errors=True)
+    if home.is_symlink() and home.exists():
+        shutil.rmtree(home.resolve())
     if directory.exists():
         shutil.rmtree(directory)
 
