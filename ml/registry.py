@@ -178,6 +178,10 @@ class Registry:
         version = self.alias(model.name, "champion")
         if version is None:
             return None
+        # Training labels end where a version's own hold-out begins. A later one: the clock has gone back since.
+        own = self._client.get_run(self._version(model.name, version).run_id).data.params["holdout_cutoff"]
+        if own > f"{training_set.cutoffs.holdout:%Y-%m-%d}":
+            return ChampionScore(version, None, f"it may have learned from this hold-out, its own is later ({own})")
         with tempfile.TemporaryDirectory() as scratch:
             predictor = load_package(*self.fetch(model.name, version, Path(scratch)))
             held = training_set.holdout

@@ -350,6 +350,18 @@ def test_the_champion_that_is_registered_again_is_not_compared_with_itself(churn
     assert (again.version, again.gate.passed) == ("1", True), again.gate.describe()
 
 
+def test_a_champion_that_has_seen_the_hold_out_is_not_compared(churn: Ready, shop: Shop, registry: Registry) -> None:
+    """The clock went back 40 days: what was promoted later has learned from labels after this cut-off."""
+    promoted(churn, registry)
+    earlier = build_training_set(churn.model, shop.lake, shop.retrieve, shop.now - timedelta(days=40))
+    done = replace(churn, training_set=earlier, trained=train(churn.model, earlier)).register(registry)
+    assert "not judged: champion 1 cannot be scored here: it may have learned from this hold-out" in (
+        done.gate.describe()
+    )
+    assert done.gate.needs_approver
+    assert registry.promote_by_policy(churn.model, done.version, NOW) is None
+
+
 @pytest.mark.parametrize("action", ["approve", "rollback"])
 def test_nobody_becomes_champion_with_a_damaged_package(churn: Ready, registry: Registry, action: str) -> None:
     for seed in (1, 2):
