@@ -28,7 +28,10 @@ def state_topic(system: str) -> str:
 
 @dataclass(frozen=True)
 class TableProgress:
-    """A table's snapshot: `state` pending, running or done; `cursor` the last key that was read, as the source says."""
+    """A table's snapshot: `state` pending, running or done; `cursor` the last key that was read, as the source says.
+
+    State void: as pending, and what the log has of the table is declared gone first.
+    """
 
     state: str = "pending"
     cursor: tuple[Any, ...] | None = None

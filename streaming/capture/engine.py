@@ -122,6 +122,7 @@ class _Attempt:
             try:
                 self._loop(capture, sink, snapshotter, stop)
             finally:
+                self._source.interrupt()
                 snapshotter.close()
         finally:
             self._source.close()

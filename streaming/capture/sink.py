@@ -91,6 +91,7 @@ class Sink:
         self.recent: deque[int] = deque(maxlen=_REMEMBERED_TRANSACTIONS)
         self.at_boundary: Callable[[], None] | None = None
         self.in_transaction = False
+        self.rereads: set[str] = set()
         self._connector, self._database, self._topic, self._now_ns = connector, database, topic, now_ns
         self._floors: dict[str, Sequence[Place | None]] = {}
         self._catching_up = False
@@ -294,6 +295,10 @@ class Sink:
         self.position, self.resume = position, resume
         if self.at_boundary is not None:
             self.at_boundary()
+
+    def reread(self, name: str) -> None:
+        """Rows of the table came or went unseen by the stream: at the next boundary it is emptied, and read anew."""
+        self.rereads.add(name)
 
     def read(self, table: Table, rows: Iterable[tuple[bytes | None, bytes]], commit: int) -> int:
         """Emit rows that a snapshot read, as of `commit`. Returns how many."""

@@ -79,6 +79,8 @@ class Snapshotter:
         """Go on as far as possible without waiting. Call between transactions only."""
         if self._sink.in_transaction:
             return
+        while self._sink.rereads:
+            self.again(self._sink.rereads.pop(), "void")
         if self._request is None:
             self._ask()
         elif self._request.future.done():
@@ -89,12 +91,12 @@ class Snapshotter:
         self._sink.at_boundary = None
         self._reader.shutdown(wait=True, cancel_futures=True)
 
-    def again(self, name: str) -> None:
+    def again(self, name: str, state: str = "pending") -> None:
         """Read a table anew from its beginning, while everything streams on."""
         if self._request is not None and self._request.table.schema.name == name:
             self._sink.release(self._request.table)
             self._request = None
-        self.progress[name] = TableProgress()
+        self.progress[name] = TableProgress(state)
 
     def _next(self) -> str | None:
         unfinished = (name for name, at in self.progress.items() if at.state != "done")
@@ -105,7 +107,9 @@ class Snapshotter:
         if name is None:
             return
         table, at = self._sink.tables[name], self.progress[name]
-        if at.state == "pending":
+        if at.state == "void":
+            self._sink.empty(table, self._sink.position)
+        if at.state != "running":
             self._say(f"snapshot of {name} begins")
             self.progress[name] = replace(at, state="running")
         table.window = Window(_WINDOW_LIMIT, held=None if table.schema.key else [])

@@ -76,6 +76,9 @@ class Source(Protocol):
     def read_chunk(self, table: str, cursor: tuple[Any, ...] | None, limit: int) -> Chunk:
         """The rows after the cursor, in key order, at most `limit` (all of them for a table without primary key)."""
 
+    def interrupt(self) -> None:
+        """Let a `read_chunk` that is under way end soon, with any CaptureError; its chunk is not wanted any more."""
+
     def retained(self) -> Retained:
         """How much the server keeps for us; asked every few seconds."""
 
