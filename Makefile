@@ -16,7 +16,7 @@ dev: env ## Dagster UI and daemon, prediction API, MLflow UI; ctrl-C stops all
 serve: env ## the prediction API alone
 	@$(BIN)/headwater serve
 
-up: env ## PostgreSQL, MariaDB, Kafka and Redis on loopback; `eval "$$(make -s up)"` uses them
+up: env ## PostgreSQL, MariaDB, Kafka and Redis on loopback; prints the settings that use them
 	@$(BIN)/headwater up
 
 down: env ## stop them; their data is kept
