@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -134,6 +134,7 @@ def _raw_tables(sources: Iterable[Declared[Source]]) -> dict[str, Sequence[str] 
     }
 
 
+@cache
 def _dbt_tables() -> dict[str, Sequence[str] | None]:
     """dbt's tables with their columns, from the files that describe them."""
     from ruamel.yaml import YAML

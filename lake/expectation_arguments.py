@@ -42,6 +42,7 @@ _COLUMNS: Schema = {
 }
 
 
+@cache
 def known_expectations() -> frozenset[str]:
     """Every expectation that can be evaluated on rows in memory."""
     exported = re.findall(r"^from \.(\w+) import", (_core() / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
