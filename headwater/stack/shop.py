@@ -71,7 +71,7 @@ def _on_postgresql(server: Server, owner_password: str, capture_password: str) -
                 admin.execute(SQL("CREATE ROLE {}").format(Identifier(role)))
             admin.execute(SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(Identifier(role), Literal(password)))
         admin.execute(SQL("ALTER ROLE {} REPLICATION").format(Identifier(CAPTURE)))
-        if not admin.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
+        if not admin.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
             admin.execute(SQL("CREATE DATABASE {database} OWNER {owner}").format(**names))
     with psycopg.connect(server.admin_url, dbname=DATABASE, autocommit=True) as admin:
         for grant in _POSTGRESQL_GRANTS:
