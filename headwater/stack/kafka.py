@@ -22,12 +22,12 @@ from headwater.stack.maven import jars, jars_folder
 from headwater.stack.place import HOST, Place
 from headwater.stack.server import Kind, Plan, Server, start_server, stop
 
-__all__ = ["KIND", "VERSION", "fetch", "is_fetched", "start"]
+__all__ = ["KIND", "SETTINGS", "VERSION", "fetch", "is_fetched", "start"]
 
 VERSION = "4.1.0"
 # The binding for SLF4J 1.7, which this Kafka has: with log4j-slf4j2-impl the broker logs nothing at all.
 _ARTIFACTS = (f"org.apache.kafka:kafka_2.13:{VERSION}", "org.apache.logging.log4j:log4j-slf4j-impl:2.24.3")
-_SETTINGS = {
+SETTINGS = {
     "process.roles": "broker,controller",
     "node.id": "1",
     "controller.listener.names": "CONTROLLER",
@@ -122,7 +122,7 @@ def _command(plan: Plan) -> list[str]:
         "controller.quorum.voters": f"1@{controller}",
         "log.dirs": str(home / "data"),
     }
-    settings = {**_SETTINGS, **addresses, **plan.settings}
+    settings = {**SETTINGS, **addresses, **plan.settings}
     options = settings.pop("java.options", "-Xmx512m")
     conf = home / "server.properties"
     conf.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))

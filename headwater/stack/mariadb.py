@@ -16,9 +16,9 @@ from headwater.stack.errors import MissingPrograms
 from headwater.stack.place import HOST, Place
 from headwater.stack.server import Kind, Plan, Server, start_server
 
-__all__ = ["KIND", "program", "start"]
+__all__ = ["KIND", "SETTINGS", "program", "start"]
 
-_SETTINGS = {
+SETTINGS = {
     "bind_address": HOST,
     "socket": "mariadb.sock",  # below the data directory: an absolute path has at most 107 characters
     "skip_name_resolve": "ON",
@@ -74,7 +74,7 @@ def _make(plan: Plan) -> None:
 
 def _command(plan: Plan) -> list[str]:
     home = plan.place.home
-    settings = {"datadir": str(home / "data"), "port": str(plan.ports[0]), **_SETTINGS, **plan.settings}
+    settings = {"datadir": str(home / "data"), "port": str(plan.ports[0]), **SETTINGS, **plan.settings}
     if settings.get("ssl", "").lower() == "on" and "ssl_cert" not in settings:
         certificate = make_certificate(plan.place)
         settings |= {"ssl_cert": str(certificate.chain), "ssl_key": str(certificate.key)}

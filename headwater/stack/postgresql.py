@@ -6,19 +6,20 @@ postgresql.conf; `ssl`: `on` makes a certificate for loopback too. The cluster s
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 
 from headwater.stack.certificate import make_certificate
 from headwater.stack.errors import MissingPrograms
-from headwater.stack.place import HOST, Place
+from headwater.stack.place import HOST, Place, account_of, locked, make_place
 from headwater.stack.server import Kind, Plan, Server, start_server
 
-__all__ = ["KIND", "bin_dir", "start"]
+__all__ = ["KIND", "SETTINGS", "bin_dir", "standby", "start"]
 
 _INSTALLED = Path("/usr/lib/postgresql")
-_SETTINGS = {
+SETTINGS = {
     "listen_addresses": HOST,
     "unix_socket_directories": "",  # a socket's path has at most 107 characters, a home may have more
     "wal_level": "logical",
@@ -33,6 +34,23 @@ def start(
 ) -> Server:
     """PostgreSQL in that directory, on a free loopback port unless one is given. Raises StackError."""
     return start_server(KIND, directory, port, settings, within_s)
+
+
+def standby(
+    primary: Server,
+    directory: Path,
+    *,
+    port: int | None = None,
+    settings: Mapping[str, str] | None = None,
+    within_s: float = 60,
+) -> Server:
+    """A copy of a running server that follows it and answers queries, until `pg_promote()`. Raises StackError."""
+    directory = directory.absolute()
+    with locked(directory):
+        place = make_place(directory, account_of(KIND.account))
+        if not _is_made(place):
+            _copy(primary, place)
+    return start(directory, port=port, settings=settings, within_s=within_s)
 
 
 def bin_dir(version: str | None = None) -> Path:
@@ -68,9 +86,25 @@ def _make(plan: Plan) -> None:
     (home / "made").touch()
 
 
+def _copy(primary: Server, place: Place) -> None:
+    """pg_basebackup, which also writes down how to follow the primary."""
+    shutil.copyfile(primary.directory / "admin.password", place.directory / "admin.password")
+    (place.directory / "admin.password").chmod(0o600)
+    passfile = place.home / "primary.pgpass"
+    passfile.touch(mode=0o600)
+    place.give(passfile).write_text(f"{HOST}:{primary.port}:*:postgres:{primary.password}\n")
+    data = place.home / "data"
+    place.run(["rm", "-rf", str(data)])
+    place.run(
+        ["env", f"PGPASSFILE={passfile}", str(bin_dir() / "pg_basebackup"), f"--pgdata={data}", f"--host={HOST}",
+         f"--port={primary.port}", "--username=postgres", "--checkpoint=fast", "--write-recovery-conf"]
+    )  # fmt: skip
+    (place.home / "made").touch()
+
+
 def _command(plan: Plan) -> list[str]:
     data = plan.place.home / "data"
-    settings = {"port": str(plan.ports[0]), **_SETTINGS, **plan.settings}
+    settings = {"port": str(plan.ports[0]), **SETTINGS, **plan.settings}
     if settings.get("ssl") == "on" and "ssl_cert_file" not in settings:
         certificate = make_certificate(plan.place)
         settings |= {"ssl_cert_file": str(certificate.chain), "ssl_key_file": str(certificate.key)}

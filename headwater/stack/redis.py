@@ -11,9 +11,9 @@ from headwater.stack.errors import MissingPrograms
 from headwater.stack.place import HOST, Place
 from headwater.stack.server import Kind, Plan, Server, start_server
 
-__all__ = ["KIND", "start"]
+__all__ = ["KIND", "SETTINGS", "start"]
 
-_SETTINGS = {"bind": HOST, "daemonize": "no", "appendonly": "yes", "save": '""'}
+SETTINGS = {"bind": HOST, "daemonize": "no", "appendonly": "yes", "save": '""'}
 
 
 def start(
@@ -36,7 +36,7 @@ def _command(plan: Plan) -> list[str]:
     if program is None:
         raise MissingPrograms("redis-server is not installed: apt-get install redis-server")
     conf = plan.place.home / "redis.conf"
-    settings = {"port": str(plan.ports[0]), "dir": f'"{plan.place.home / "data"}"', **_SETTINGS, **plan.settings}
+    settings = {"port": str(plan.ports[0]), "dir": f'"{plan.place.home / "data"}"', **SETTINGS, **plan.settings}
     conf.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
     return [program, str(conf)]
 

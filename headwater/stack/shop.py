@@ -27,6 +27,7 @@ _POSTGRESQL_GRANTS = (
     "ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA public GRANT SELECT ON TABLES TO {capture}",
 )
 _MARIADB_STATEMENTS = (
+    "SET SESSION sql_log_bin = OFF",  # this runs at every `up`, and is none of the shop's changes
     f"CREATE DATABASE IF NOT EXISTS {DATABASE}",
     f"CREATE USER IF NOT EXISTS {OWNER}@'{HOST}'",
     f"CREATE USER IF NOT EXISTS {CAPTURE}@'{HOST}'",
