@@ -8,15 +8,17 @@ from __future__ import annotations
 import difflib
 import getpass
 import os
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from catalog.clock import Clock, FixedClock, ReplayClock, parse_instant
+from catalog.clock import Clock, FixedClock, ReplayClock, WallClock, parse_instant
 
-__all__ = ["SETTINGS", "Setting", "Settings", "SettingsError", "load_settings"]
+__all__ = ["SETTINGS", "Setting", "Settings", "SettingsError", "load_settings", "redacted"]
 
 CATALOG_DIR = Path(__file__).parent
 
@@ -39,6 +41,8 @@ class Setting:
     help: str
     allowed: str
     parse: Callable[[str], Any]
+    secret: bool = False
+    """Its value is never shown."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,13 @@ class Settings:
     ui_port: int
     mlflow_port: int
     max_body_bytes: int
+    log_url: str | None = field(repr=False)
+    log_partitions: int
+    log_replication: int
+    log_retention_ms: int | None
+    shop_url: str | None
+    shop_password: str | None = field(repr=False)
+    shop_password_file: Path | None
 
     @property
     def lake_dir(self) -> Path:
@@ -113,8 +124,14 @@ class Settings:
         return self.home / "dagster"
 
     def clock(self) -> Clock:
-        """The one clock: fixed by HEADWATER_NOW, else the replay's."""
-        return FixedClock(self.now) if self.now else ReplayClock(self.replay_path)
+        """The one clock: fixed by HEADWATER_NOW, else the system's for a live source, else the replay's."""
+        if self.now:
+            return FixedClock(self.now)
+        return WallClock() if self.shop_url else ReplayClock(self.replay_path)
+
+    @property
+    def capture_dir(self) -> Path:
+        return self.home / "capture"
 
 
 def _path(text: str) -> Path:
@@ -146,6 +163,51 @@ def _directory(text: str) -> Path:
     if not path.is_dir():
         raise ValueError(f"{text} (no such directory)")
     return path
+
+
+def _optional_file(text: str) -> Path | None:
+    if not text:
+        return None
+    path = _path(text)
+    if not path.is_file():
+        raise ValueError(f"{text} (no such file)")
+    return path
+
+
+_DATABASES = ("postgresql", "postgres", "mysql", "mariadb")
+
+
+def _database_url(text: str) -> str | None:
+    if not text:
+        return None
+    parts = urlsplit(text)
+    if parts.scheme not in _DATABASES or not parts.hostname or not parts.path.strip("/"):
+        raise ValueError(redacted(text))
+    return text
+
+
+def _log_url(text: str) -> str | None:
+    if not text:
+        return None
+    parts = urlsplit(text)
+    servers = parts.netloc.rpartition("@")[2].split(",")
+    if parts.scheme != "kafka" or parts.path.strip("/") or not all(re.fullmatch(_SERVER, each) for each in servers):
+        raise ValueError(text)
+    return text
+
+
+_SERVER = r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?"
+
+
+def _retention_ms(text: str) -> int | None:
+    if text == "-1":
+        return None
+    return _between(60_000, (1 << 63) - 1)(text)
+
+
+def redacted(url: str) -> str:
+    """The URL without its password, for whatever a person or a log sees."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", url)
 
 
 def _between(low: int, high: int) -> Callable[[str], int]:
@@ -255,6 +317,63 @@ SETTINGS: tuple[Setting, ...] = (
         "1024 to 1073741824",
         _between(1_024, 1 << 30),
     ),
+    Setting(
+        "HEADWATER_LOG_URL",
+        "log_url",
+        "",
+        "the change log's Kafka cluster; empty: the embedded log in HEADWATER_HOME",
+        "kafka://host:port[,host:port][?option=value] (docs/how_to/environments.md has the options), or empty",
+        _log_url,
+    ),
+    Setting(
+        "HEADWATER_LOG_PARTITIONS",
+        "log_partitions",
+        "4",
+        "partitions of a topic that is made on Kafka; topics that exist keep theirs",
+        "1 to 1000",
+        _between(1, 1_000),
+    ),
+    Setting(
+        "HEADWATER_LOG_REPLICATION",
+        "log_replication",
+        "1",
+        "brokers that keep each record of a topic that is made; a majority of them has to have it",
+        "1 to 9",
+        _between(1, 9),
+    ),
+    Setting(
+        "HEADWATER_LOG_RETENTION",
+        "log_retention_ms",
+        "-1",
+        "how old a record of a topic that is made may get, by its own time, before Kafka deletes it; -1: for ever",
+        "milliseconds from 60000, or -1",
+        _retention_ms,
+    ),
+    Setting(
+        "HEADWATER_SHOP_URL",
+        "shop_url",
+        "",
+        "the shop's database, whose changes are captured; empty: a replay instead",
+        "postgresql://user@host:port/database or mysql://user@host:port/database, or empty",
+        _database_url,
+    ),
+    Setting(
+        "HEADWATER_SHOP_PASSWORD",
+        "shop_password",
+        "",
+        "its password; a file of its own is safer",
+        "any text, or empty",
+        lambda text: text or None,
+        secret=True,
+    ),
+    Setting(
+        "HEADWATER_SHOP_PASSWORD_FILE",
+        "shop_password_file",
+        "",
+        "a file with its password and nothing else",
+        "an existing file, or empty",
+        _optional_file,
+    ),
 )
 
 
@@ -268,7 +387,8 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             values[setting.field] = setting.parse(text)
         except ValueError as error:
             found = str(error) if "(no such" in str(error) else text
-            problems.append(f"environment:{setting.env}: found {found!r}, allowed is {setting.allowed}")
+            shown = "a value" if setting.secret else repr(redacted(found))
+            problems.append(f"environment:{setting.env}: found {shown}, allowed is {setting.allowed}")
     if problems:
         raise SettingsError(problems)
     return Settings(**values)

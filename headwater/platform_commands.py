@@ -111,7 +111,9 @@ def settings(as_json: bool) -> None:
     rows = [
         {
             "setting": setting.env,
-            "value": _written(getattr(chosen, setting.field)),
+            "value": "***"
+            if setting.secret and getattr(chosen, setting.field)
+            else _written(getattr(chosen, setting.field)),
             "default": setting.default,
             "from": "environment" if setting.env in os.environ else "default",
             "meaning": setting.help,
@@ -125,13 +127,17 @@ def settings(as_json: bool) -> None:
         show_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
-def _written(value: object) -> str:
-    """A value as one would set it."""
+def _written(value: object, *, secret: bool) -> str:
+    """A value as one would set it, but for a password inside it."""
+    from catalog.settings import redacted
+
+    if secret and value:
+        return "***"
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, datetime):
         return value.isoformat()
-    return "" if value is None else str(value)
+    return "" if value is None else redacted(str(value))
 
 
 @click.command()
