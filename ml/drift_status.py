@@ -14,6 +14,7 @@ Light enough for a sensor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -101,8 +102,10 @@ class DriftStatus:
         return self.sustained and self.upstream is None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON, which knows no infinity: the threshold of an empty window is None."""
         plain = asdict(self)
+        for detail in plain["details"]:
+            detail["threshold"] = detail["threshold"] if math.isfinite(detail["threshold"]) else None
         for name in ("window_end", "episode", "drifted_from", "matured", "matures_next"):
             plain[name] = plain[name].isoformat() if plain[name] else None
         return {**plain, "wants_retraining": self.wants_retraining}

@@ -177,6 +177,12 @@ def test_status_is_json_and_has_a_line_for_each_feature():
     assert calm.startswith("  ok     calm ")
 
 
+def test_an_empty_windows_infinite_threshold_is_valid_json():
+    table = rows("U").set_column(ROWS.get_field_index("threshold"), "threshold", pa.array([float("inf")]))
+    plain = status_of(table, POLICY, "churn").to_json()
+    assert json.loads(json.dumps(plain, allow_nan=False))["details"][0]["threshold"] is None
+
+
 def test_nothing_judged_is_said():
     assert status_of(ROWS.empty_table(), POLICY, "churn").lines() == ["churn: no window has been judged yet"]
 
