@@ -2,8 +2,9 @@
 
 An envelope is JSON without a schema part: `before` and `after` (the row's images; timestamps inside them are
 microseconds since 1970, as io.debezium.time.MicroTimestamp), `op` (c create, u update, d delete, r read by a snapshot),
-`ts_ms` (when the connector saw it) and `source` (when and where it happened). Which rows exist is for a connector to
-say, which columns a row must have for the contract.
+`ts_ms` (when the connector saw it) and `source` (when and where it happened). A value that the connector could not read
+as its column's type is in the row as the source's own text, for the contract to refuse. Which rows exist is for a
+connector to say, which columns a row must have for the contract.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def envelope_sql(changes: str, *, system: str, table: str, connector: str = REPL
     """SELECT of timestamp_us, key, value in order of lsn.
 
     `changes` is a relation with lsn, tx_id (int64, position and transaction), event_at, landed_at (timestamp: when it
-    happened, when it became known), op, and the structs key, before (null unless op is u or d) and after.
+    happened, when it became known), op, the structs key, before (null unless op is u or d) and after, and unread: null,
+    or JSON of what takes the place of values in `after` (an object, by column), or of all of it (text).
     """
     source = (
         f"{{'version': '{_VERSION}', 'connector': '{connector}', 'name': '{system}', 'ts_ms': epoch_ms(event_at), "
@@ -32,17 +34,20 @@ def envelope_sql(changes: str, *, system: str, table: str, connector: str = REPL
         f"{{'before': before, 'after': after, 'source': {source}, 'transaction': NULL, 'op': op, "
         "'ts_ms': epoch_ms(landed_at), 'ts_us': epoch_us(landed_at)}"
     )
+    value = f"to_json({envelope})"
+    patched = f"json_merge_patch({value}, json_object('after', unread::JSON))"
     return (
-        f"SELECT epoch_us(landed_at) AS timestamp_us, to_json(key)::VARCHAR AS key, "
-        f"to_json({envelope})::VARCHAR AS value FROM {changes} ORDER BY lsn"
+        "SELECT epoch_us(landed_at) AS timestamp_us, to_json(key)::VARCHAR AS key, "
+        f"(CASE WHEN unread IS NULL THEN {value} ELSE {patched} END)::VARCHAR AS value FROM {changes} ORDER BY lsn"
     )
 
 
 def instant_sql(text: str) -> str:
-    """ISO 8601 text as a naive UTC timestamp, null if it is none; an offset counts, which a plain cast ignores."""
+    """ISO 8601 text as a naive UTC timestamp, null if it is none: a plain cast ignores zones and knows "infinity"."""
     return (
-        f"CASE WHEN regexp_matches({text}, ':.*[+-][0-9]') THEN TRY_CAST({text} AS TIMESTAMPTZ) AT TIME ZONE 'UTC' "
-        f"ELSE TRY_CAST({text} AS TIMESTAMP) END"
+        f"CASE WHEN regexp_matches({text}, '^[0-9].*:.*([+-][0-9]|[A-Za-z]{{2}})') "
+        f"THEN TRY_CAST({text} AS TIMESTAMPTZ) AT TIME ZONE 'UTC' "
+        f"WHEN {text} BETWEEN '0' AND ':' THEN TRY_CAST({text} AS TIMESTAMP) END"
     )
 
 

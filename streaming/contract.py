@@ -1,13 +1,13 @@
 """The contract check of a batch of records, as SQL: which records may land, and for what reason the others may not.
 
 A record breaks its contract when it is no JSON object of the expected shape, when a column that must not be null is
-missing or null, or when a value does not have the column's type (12.5 is no int64, "12" is none either). How batches
-move is landing's.
+missing or null, or when a value does not have the column's type (12.5 is no int64, "12" is none either). A delete needs
+no more than its key: that is all that many sources have of it. How batches move is landing's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +48,7 @@ QUARANTINE_SCHEMA = pa.schema(
 )
 # Years 1 to 9999: what a timestamp can be before arithmetic on it overflows somewhere downstream.
 _MIN_US, _MAX_US = -62_135_596_800_000_000, 253_402_300_799_999_999
+_RANGE = f"BETWEEN {_MIN_US} AND {_MAX_US}"
 # How much of a wrong value a reason quotes.
 _QUOTED = 60
 # Between the problem and the value in a reason.
@@ -56,11 +57,12 @@ FOUND = ", found "
 
 @dataclass(frozen=True)
 class Field:
-    """One column that a record must or may have; `json` keeps an object as text."""
+    """One column that a record must or may have; `json` keeps an object as text, `key` is needed of a delete too."""
 
     name: str
     type: FieldType
     nullable: bool = True
+    key: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,15 +122,25 @@ def _checked_sql(contract: Contract) -> str:
         parse_sql(records, [f.name for f in contract.fields]) if contract.envelope else _flat_sql(contract, records)
     )
     typed = ", ".join(f'{_typed_sql(f)} AS "t_{f.name}"' for f in contract.fields)
-    fits = [f'(row."{f.name}" IS NULL OR "t_{f.name}" IS NOT NULL)' for f in contract.fields if f.nullable]
-    fits += [f'"t_{f.name}" IS NOT NULL' for f in contract.fields if not f.nullable]
+    fits = [f"timestamp_us {_RANGE}", *(_fits_sql(contract, f) for f in contract.fields)]
     if contract.envelope:
-        fits += ["key IS NOT NULL", f"coalesce(op IN {OPS}, false)", f"ts BETWEEN {_MIN_US} AND {_MAX_US}"]
+        fits += ["key IS NOT NULL", f"coalesce(op IN {OPS}, false)", f"ts {_RANGE}", "lsn IS NOT NULL"]
     return f"""
         WITH parsed_records AS ({parsed}),
         typed_records AS (SELECT *, {typed} FROM parsed_records)
         SELECT *, parsed IS NOT NULL AND row IS NOT NULL AND coalesce({" AND ".join(fits)}, false) AS ok
         FROM typed_records"""
+
+
+def _fits_sql(contract: Contract, field: Field) -> str:
+    lacking, typed = f'row."{field.name}" IS NULL', f'"t_{field.name}" IS NOT NULL'
+    may_lack = "true" if field.nullable else _may_lack_sql(contract, field)
+    return f"({typed} OR ({may_lack} AND {lacking}))"
+
+
+def _may_lack_sql(contract: Contract, field: Field) -> str:
+    """Whether the record may do without a column that must not be null."""
+    return "op = 'd'" if contract.envelope and not field.key else "false"
 
 
 def _flat_sql(contract: Contract, records: str) -> str:
@@ -152,9 +164,10 @@ def _typed_sql(field: Field) -> str:
         return f"CASE {text} WHEN 'true' THEN true WHEN 'false' THEN false END"
     if field.type == "timestamp":
         micros = f"TRY_CAST({text} AS BIGINT)"
+        written = f"CASE WHEN starts_with({text}, '\"') THEN {instant_sql(unquoted)} END"
         return (
-            f"CASE WHEN {micros} BETWEEN {_MIN_US} AND {_MAX_US} THEN make_timestamp({micros}) "
-            f"WHEN starts_with({text}, '\"') THEN {instant_sql(unquoted)} END"
+            f"CASE WHEN {micros} {_RANGE} THEN make_timestamp({micros}) "
+            f"WHEN year({written}) BETWEEN 1 AND 9999 THEN {written} END"  # the year of infinity is null
         )
     return text if field.type == "json" else unquoted
 
@@ -174,39 +187,51 @@ def _quarantined_sql(contract: Contract, partition: int) -> str:
         WITH told AS (
             SELECT *, CASE {_problem_sql(contract)} END AS told FROM checked WHERE NOT ok)
         SELECT told.problem AS problem, '{contract.topic}' AS topic, {partition}::BIGINT AS log_partition,
-            "offset" AS log_offset, make_timestamp(timestamp_us) AS landed_at, key, value,
+            "offset" AS log_offset,
+            CASE WHEN timestamp_us {_RANGE} THEN make_timestamp(timestamp_us) END AS landed_at, key, value,
             told.problem || coalesce('{FOUND}' || left(told.found, {_QUOTED}), '') AS reason
         FROM told ORDER BY "offset" """
 
 
 def _problem_sql(contract: Contract) -> str:
     """WHEN branches, each a struct of problem and what was found; the first that applies is the reason."""
-    where = "CASE op WHEN 'd' THEN '$.before' ELSE '$.after' END" if contract.envelope else "'$'"
     branches = [("parsed IS NULL", "value: not a JSON object", "value")]
     if contract.envelope:
+        image = f"json_extract(value, {_image_sql(contract)})"
         branches += [
             ("key IS NULL", "key: null", "NULL"),
             (f"NOT coalesce(op IN {OPS}, false)", f"op: not one of {', '.join(OPS)}", "coalesce(op, 'none')"),
-            ("row IS NULL", "after: missing or null (before, for a delete)", "NULL"),
+            (f"coalesce(json_type({image}), 'NULL') = 'NULL'", "after: missing or null (before, for a delete)", "NULL"),
+            (f"json_type({image}) <> 'OBJECT'", "after: not a JSON object (before, for a delete)", image),
         ]
-    for f in contract.fields:
-        if not f.nullable:
-            exists = f"json_exists(value, {where} || '.{f.name}')"
-            branches += [
-                (f'row."{f.name}" IS NULL AND NOT {exists}', f"{f.name}: missing, but required", "NULL"),
-                (f'row."{f.name}" IS NULL', f"{f.name}: null, but must not be", "NULL"),
-            ]
+    for field in contract.fields:
+        branches += _field_problems(contract, field)
+    branches.append((f"NOT timestamp_us {_RANGE}", "timestamp: out of range", "timestamp_us"))
+    if contract.envelope:
         branches += [
-            (
-                f'row."{f.name}" IS NOT NULL AND "t_{f.name}" IS NULL',
-                f"{f.name}: not {_article(f.type)} {f.type}",
-                f'row."{f.name}"::VARCHAR',
-            )
+            (f"NOT coalesce(ts {_RANGE}, false)", "source.ts_ms: missing or out of range", "NULL"),
+            ("lsn IS NULL", "source.lsn: missing or not an integer", "parsed.source.lsn"),
         ]
-    branches += [("true", "source.ts_ms: missing or out of range", "NULL")]
+    branches.append(("true", "value: not of the expected shape", "NULL"))
     return " ".join(
         f"WHEN {when} THEN {{'problem': '{problem}', 'found': ({found})::VARCHAR}}" for when, problem, found in branches
     )
+
+
+def _field_problems(contract: Contract, field: Field) -> Iterator[tuple[str, str, str]]:
+    raw, name = f'row."{field.name}"', field.name
+    if not field.nullable:
+        lacks = f"{raw} IS NULL AND NOT ({_may_lack_sql(contract, field)})"
+        there = f"json_exists(value, {_image_sql(contract)} || '.{name}')"
+        yield f"{lacks} AND NOT {there}", f"{name}: missing, but required", "NULL"
+        yield lacks, f"{name}: null, but must not be", "NULL"
+    problem = f"{name}: not {_article(field.type)} {field.type}"
+    yield f'{raw} IS NOT NULL AND "t_{name}" IS NULL', problem, f"{raw}::VARCHAR"
+
+
+def _image_sql(contract: Contract) -> str:
+    """Where in the value the row is, as a JSON path."""
+    return "CASE op WHEN 'd' THEN '$.before' ELSE '$.after' END" if contract.envelope else "'$'"
 
 
 def _article(kind: str) -> str:

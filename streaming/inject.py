@@ -146,7 +146,7 @@ WITH countries AS (
     SELECT invoice_no, any_value(country) AS country FROM {orders} WHERE change_op IN ('c', 'r') GROUP BY invoice_no)
 SELECT d.invoice_no, l.stock_code, NULL AS description,
     greatest(1, least(round(l.quantity * {factor}), 1e15))::BIGINT AS quantity,
-    d.at AS invoiced_at, l.unit_price_gbp, l.customer_id, c.country, NULL AS landed_at
+    d.at AS invoiced_at, l.unit_price_gbp, l.customer_id, c.country, NULL AS landed_at, NULL AS unread
 FROM drawn d JOIN bought l ON l.invoice_no = d.copy_of LEFT JOIN countries c ON c.invoice_no = d.copy_of
 ORDER BY d.at, d.invoice_no, l.line_no"""
 

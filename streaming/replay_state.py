@@ -100,10 +100,15 @@ def last_landing(log: ChangeLog) -> datetime | None:
 
 
 def digest(lines: pa.Table) -> str:
-    """SHA-256 over names, types and every value, independent of chunks, slices and what lies under nulls."""
+    """SHA-256 over names, types and every value, independent of chunks, slices and what lies under nulls.
+
+    `unread` counts only where it says something: a home keeps the digests of lines from before it was a column.
+    """
     total = hashlib.sha256(str(lines.num_rows).encode())
     for name in lines.column_names:
         column = lines[name].combine_chunks()
+        if name == "unread" and column.null_count == len(column):
+            continue
         total.update(f"{name}:{column.type}".encode())
         total.update(np.packbits(pc.is_valid(column).to_numpy(zero_copy_only=False)).tobytes())
         for part in _content(column):

@@ -9,7 +9,7 @@ inserted by their first line; the description is that of the latest sale line; t
 sale line in a calendar month (single lines differ by quantity and buyer; a list is reviewed now and then). *Orders*:
 inserted by their first line; updated when a line of a later minute arrives, and when a line of a refund invoice (C...)
 names a product that the same customer bought on it (the latest such order before). *Order lines*: inserted, never
-changed.
+changed; what could not be read of a line is in its row as the text that it was.
 A line that landed late inserts what is missing but changes no customer and no product: newer news is already there.
 """
 
@@ -102,7 +102,7 @@ imaged AS (
         'updated_at': epoch_us(greatest(event_at, registered_at))} AS after FROM moved)
 SELECT seq * 8 AS lsn, tx_id, event_at, landed_at, {'customer_id': customer_id} AS key, after,
     lag(after) OVER (PARTITION BY customer_id ORDER BY seq) AS before,
-    CASE WHEN before IS NULL THEN 'c' ELSE 'u' END AS op
+    CASE WHEN before IS NULL THEN 'c' ELSE 'u' END AS op, NULL::VARCHAR AS unread
 FROM imaged ORDER BY lsn"""
 
 _PRODUCTS = """
@@ -132,7 +132,7 @@ imaged AS (
         'updated_at': epoch_us(event_at)} AS after FROM moved)
 SELECT seq * 8 + 1 AS lsn, tx_id, event_at, landed_at, {'stock_code': stock_code} AS key, after,
     lag(after) OVER (PARTITION BY stock_code ORDER BY seq) AS before,
-    CASE WHEN before IS NULL THEN 'c' ELSE 'u' END AS op
+    CASE WHEN before IS NULL THEN 'c' ELSE 'u' END AS op, NULL::VARCHAR AS unread
 FROM imaged ORDER BY lsn"""
 
 # One row for each refund line that names an earlier sale: what of that order is refunded once it is booked. Refunding
@@ -181,7 +181,7 @@ imaged AS (
     WINDOW w AS (PARTITION BY invoice_no ORDER BY lsn ROWS UNBOUNDED PRECEDING))
 SELECT lsn, tx_id, event_at, landed_at, {'invoice_no': invoice_no} AS key, after,
     lag(after) OVER (PARTITION BY invoice_no ORDER BY lsn) AS before,
-    CASE WHEN before IS NULL THEN 'c' ELSE 'u' END AS op
+    CASE WHEN before IS NULL THEN 'c' ELSE 'u' END AS op, NULL::VARCHAR AS unread
 FROM imaged ORDER BY lsn"""
 
 _ORDER_LINES = """
@@ -189,5 +189,5 @@ CREATE TEMP VIEW order_lines AS
 SELECT seq * 8 + 3 AS lsn, tx_id, event_at, landed_at, {'invoice_no': invoice_no, 'line_no': line_no} AS key,
     NULL::STRUCT(invoice_no VARCHAR) AS before, 'c' AS op,
     {'invoice_no': invoice_no, 'line_no': line_no, 'customer_id': customer_id, 'stock_code': stock_code,
-     'quantity': quantity, 'unit_price_gbp': unit_price_gbp, 'invoiced_at': epoch_us(invoiced_at)} AS after
+     'quantity': quantity, 'unit_price_gbp': unit_price_gbp, 'invoiced_at': epoch_us(invoiced_at)} AS after, unread
 FROM line"""

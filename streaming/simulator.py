@@ -353,6 +353,7 @@ def _table(
             pa.array(people.number[table.person], pa.int64(), mask=~known),
             pa.array(_COUNTRIES).take(pa.array(country)),
             _instants(landed, start, mask=landed < 0),
+            pa.nulls(len(landed), pa.string()),
         ],
         schema=LINE_SCHEMA,
     )

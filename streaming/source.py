@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +18,12 @@ import pyarrow.parquet as pq
 from catalog.settings import Settings
 from streaming.log import ChangeLog
 from streaming.replay import ReplayReport, replay
-from streaming.retail import read_retail
+from streaming.retail import NOTES, read_retail
 from streaming.simulator import simulate
 
 __all__ = ["replay_source", "source_lines"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def replay_source(settings: Settings, log: ChangeLog) -> ReplayReport:
@@ -29,7 +32,18 @@ def replay_source(settings: Settings, log: ChangeLog) -> ReplayReport:
 
 
 def source_lines(settings: Settings) -> pa.Table:
-    """The source's lines in `retail.LINE_SCHEMA`. Raises RetailFileError."""
+    """The source's lines in `retail.LINE_SCHEMA`. Logs, each time, what was assumed to read them.
+
+    Raises RetailFileError.
+    """
+    lines = _cached_lines(settings)
+    if notes := (lines.schema.metadata or {}).get(NOTES):
+        for note in notes.decode().splitlines():
+            _LOG.warning("%s: %s", settings.retail_data, note)
+    return lines
+
+
+def _cached_lines(settings: Settings) -> pa.Table:
     if settings.retail_data is None:
         name = f"simulated-{settings.simulator_seed}-{settings.simulator_lines}"
     else:
@@ -59,5 +73,6 @@ def _digest(file: Path) -> str:
 
 def _reader_version() -> str:
     """A cache that another version of the reader wrote is not used."""
-    files = [*sorted(Path(__file__).parent.glob("retail*.py")), Path(__file__).with_name("simulator.py")]
+    here = Path(__file__)
+    files = [*sorted(here.parent.glob("retail*.py")), here.with_name("simulator.py"), here.with_name("change.py")]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:8]

@@ -34,6 +34,7 @@ ROW = {
     "unit_price_gbp": 1.5,
     "invoiced_at": T0_US,
 }
+NO_VALUES = dict.fromkeys(name for name in ROW if name not in ("invoice_no", "line_no"))
 LANDED = {
     **ROW,
     "invoiced_at": T0,
@@ -129,7 +130,11 @@ def test_a_row_lands_with_both_clocks_and_its_place(log: SqliteLog, lake: Lake, 
             envelope(source={"ts_us": T0_US + 1, "ts_ms": 5, "lsn": 11, "txId": 4}),
             {"event_at": T0 + timedelta(microseconds=1)},
         ),
-        (envelope(source={"ts_ms": T0_US // 1000}), {"source_position": None, "tx_id": None}),
+        (envelope(source={"ts_ms": T0_US // 1000, "lsn": 11}), {"tx_id": None}),
+        (envelope(after=row(invoiced_at="2020-03-02 10:00:00 Europe/Paris")), {}),
+        (envelope(after=row(invoiced_at="9999-12-31T23:59:59.999999")), {"invoiced_at": datetime.max}),
+        (envelope(op="d", before={"invoice_no": "1", "line_no": 1}, after=None), {**NO_VALUES, "change_op": "d"}),
+        (envelope(op="d", before=row(**NO_VALUES), after=None), {**NO_VALUES, "change_op": "d"}),
     ],
 )
 def test_what_lands(log: SqliteLog, lake: Lake, source: Source, value: Any, landed: dict[str, Any]) -> None:
@@ -152,9 +157,14 @@ def test_what_lands(log: SqliteLog, lake: Lake, source: Source, value: Any, land
         (envelope(after=None), "after: missing or null (before, for a delete)"),
         (envelope(after=...), "after: missing or null (before, for a delete)"),
         (envelope(op="d"), "after: missing or null (before, for a delete)"),
-        (envelope(after=5), "invoice_no: missing, but required"),
+        (envelope(op="d", before=7), "after: not a JSON object (before, for a delete), found 7"),
+        (envelope(after="1,A,2"), 'after: not a JSON object (before, for a delete), found "1,A,2"'),
+        (envelope(after=[1, 2]), "after: not a JSON object (before, for a delete), found [1,2]"),
+        (envelope(after={}), "invoice_no: missing, but required"),
         (envelope(after=row(quantity=...)), "quantity: missing, but required"),
-        (envelope(op="d", before=row(quantity=...), after=None), "quantity: missing, but required"),
+        (envelope(op="d", before=row(line_no=...), after=None), "line_no: missing, but required"),
+        (envelope(op="d", before=row(line_no=None), after=None), "line_no: null, but must not be"),
+        (envelope(op="d", before=row(quantity="abc"), after=None), 'quantity: not an int64, found "abc"'),
         (envelope(after=row(quantity=None)), "quantity: null, but must not be"),
         (envelope(after=row(invoice_no=None)), "invoice_no: null, but must not be"),
         (envelope(after=row(quantity="abc")), 'quantity: not an int64, found "abc"'),
@@ -171,10 +181,19 @@ def test_what_lands(log: SqliteLog, lake: Lake, source: Source, value: Any, land
         (envelope(after=row(unit_price_gbp=float("inf"))), "unit_price_gbp: not a float64, found Infinity"),
         (envelope(after=row(invoiced_at="soon")), 'invoiced_at: not a timestamp, found "soon"'),
         (envelope(after=row(invoiced_at=10**18)), "invoiced_at: not a timestamp, found 1000000000000000000"),
+        (envelope(after=row(invoiced_at="infinity")), 'invoiced_at: not a timestamp, found "infinity"'),
+        (envelope(after=row(invoiced_at="epoch")), 'invoiced_at: not a timestamp, found "epoch"'),
+        (envelope(after=row(invoiced_at="-infinity")), 'invoiced_at: not a timestamp, found "-infinity"'),
+        (envelope(after=row(invoiced_at="20200-03-02")), 'invoiced_at: not a timestamp, found "20200-03-02"'),
         (envelope(after=row(stock_code=["x" * 100])), 'stock_code: not a string, found ["' + "x" * 58),
         (envelope(source=...), "source.ts_ms: missing or out of range"),
         (envelope(source={"ts_ms": "x"}), "source.ts_ms: missing or out of range"),
         (envelope(source={"ts_ms": 2**62}), "source.ts_ms: missing or out of range"),
+        (envelope(source={"ts_ms": T0_US // 1000}), "source.lsn: missing or not an integer"),
+        (
+            envelope(source={"ts_ms": T0_US // 1000, "lsn": "0/1A"}),
+            'source.lsn: missing or not an integer, found "0/1A"',
+        ),
     ],
 )
 def test_what_goes_to_quarantine_and_why(log: SqliteLog, lake: Lake, source: Source, value: Any, reason: str) -> None:
@@ -192,6 +211,14 @@ def test_what_goes_to_quarantine_and_why(log: SqliteLog, lake: Lake, source: Sou
         "value": value if isinstance(value, str) else json.dumps(value),
     }
     assert report.reasons == {reason.split(", found ")[0]: 1}
+
+
+def test_a_record_without_a_possible_time_does_not_stop_the_others(log: SqliteLog, lake: Lake, source: Source) -> None:
+    value = json.dumps(envelope())
+    log.append({TOPIC: pa.table({"key": ["{}"] * 2, "value": [value] * 2, "timestamp_us": [2**63 - 1, T0_US]})})
+    assert land(source, log, lake, 100).reasons == {"timestamp: out of range": 1}
+    assert [r["landed_at"] for r in rows(lake, RAW)] == [T0]
+    assert [r["landed_at"] for r in rows(lake, QUARANTINE)] == [None]
 
 
 def test_a_null_key_is_quarantined(log: SqliteLog, lake: Lake, source: Source) -> None:

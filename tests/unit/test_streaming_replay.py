@@ -47,7 +47,7 @@ def lines_of(*rows: tuple[Any, ...]) -> pa.Table:
         description, country, late = (*rest, *(None, "UK", None)[len(rest) :])
         at = None if minute is None else T0 + timedelta(minutes=minute)
         landed = at + timedelta(days=late) if late and at else None
-        table.append((invoice, code, description, quantity, at, price, customer, country, landed))
+        table.append((invoice, code, description, quantity, at, price, customer, country, landed, None))
     columns = list(zip(*table, strict=True))
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, LINE_SCHEMA, strict=True)], schema=LINE_SCHEMA)
 
