@@ -1,11 +1,14 @@
 """The lake: Delta tables by asset key.
 
 Errors: LakeError
-          └─ MissingTableError   the table was never written
+          ├─ MissingTableError   the table was never written
+          └─ UnusablePathError   Delta cannot find tables below a path such as this
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +22,11 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from catalog.keys import TABLE_LAYERS, Key
 
-__all__ = ["Lake", "LakeError", "MissingTableError", "parquet_files"]
+__all__ = ["Lake", "LakeError", "MissingTableError", "UnusablePathError", "parquet_files", "quoted"]
+
+# delta-rs 1.6 makes a URL of a path and decodes it twice: what it writes to `a%20b` it then reads from `a b`, be that
+# another lake; `#` and `?` cut its history off, the others it cannot have in a URL.
+_UNUSABLE = re.compile(r"%[0-9A-Fa-f]{2}|[#?\[\]\\^|\x00-\x1f\x7f]")
 
 
 class LakeError(RuntimeError):
@@ -30,11 +37,23 @@ class MissingTableError(LakeError):
     """The table was never written."""
 
 
+class UnusablePathError(LakeError):
+    """Delta would look for the tables elsewhere than it wrote them, or not find them at all."""
+
+
 @dataclass(frozen=True)
 class Lake:
-    """Delta tables below `root`, one folder for each key."""
+    """Delta tables below `root`, one folder for each key. Raises UnusablePathError for a root that cannot hold any."""
 
     root: Path
+
+    def __post_init__(self) -> None:
+        real = os.path.realpath(self.root)
+        if found := _UNUSABLE.search(real):
+            raise UnusablePathError(
+                f"{real!r}: found {found.group()!r} in the path, with which Delta tables cannot be found again; set "
+                "HEADWATER_HOME to a directory without # ? [ ] \\ ^ |, control characters, and % before two hex digits"
+            )
 
     def path(self, key: Key) -> Path:
         return self.root.joinpath(*key)
@@ -89,6 +108,10 @@ class Lake:
         )
         version = DeltaTable(str(self.path(key))).version()
         return version
+
+    def schema(self, key: Key, version: int | None = None) -> pa.Schema:
+        """The table's columns as Arrow types. Raises MissingTableError."""
+        return pa.schema(self.table(key, version).schema().to_arrow())
 
     def files(self, key: Key, version: int | None = None) -> list[str]:
         """The parquet files that make up the table."""

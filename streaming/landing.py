@@ -5,13 +5,14 @@ that it stopped. Quarantine is written first, with an offset of its own: after a
 again and what is already in quarantine is left out. A batch may thus be cut anywhere, or differently the next time.
 
 Errors: LandingError
-          └─ LostLogError   the table was landed from a log that is longer than this one
+          ├─ LostLogError          the table was landed from a log that is longer than this one
+          └─ ChangedColumnsError   the table has other columns than its source now declares
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -25,7 +26,16 @@ from streaming.contract import FOUND, QUARANTINE_SCHEMA, Checked, Contract, Fiel
 from streaming.locks import exclusive
 from streaming.log import ChangeLog, TopicPartition
 
-__all__ = ["LandedHealth", "LandingError", "LandingReport", "LostLogError", "land", "land_served", "landed_health"]
+__all__ = [
+    "ChangedColumnsError",
+    "LandedHealth",
+    "LandingError",
+    "LandingReport",
+    "LostLogError",
+    "land",
+    "land_served",
+    "landed_health",
+]
 
 GROUP = "landing"
 _SERVED_FIELDS = (
@@ -47,6 +57,10 @@ class LandingError(RuntimeError):
 
 class LostLogError(LandingError):
     """The table was landed from a log that is longer than this one: the two do not belong together."""
+
+
+class ChangedColumnsError(LandingError):
+    """The table has other columns than its source now declares. To cast between them could change values silently."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,10 @@ class LandedHealth:
 
 
 def land(source: Source, log: ChangeLog, lake: Lake, batch_rows: int) -> LandingReport:
-    """Land the changes of one captured table that are not in the lake yet, `batch_rows` in each transaction."""
+    """Land the changes of one captured table that are not in the lake yet, `batch_rows` in each transaction.
+
+    Raises LostLogError, ChangedColumnsError.
+    """
     return _land(contract_of(source), log, lake, batch_rows)
 
 
@@ -108,7 +125,7 @@ def contract_of(source: Source) -> Contract:
         topic=keys.cdc_topic(source.system, source.table),
         table=keys.raw(source.system, source.table),
         quarantine=keys.quarantine(source.system, source.table),
-        fields=tuple(Field(c.name, c.type, c.nullable) for c in source.columns),
+        fields=tuple(Field(c.name, c.type, c.nullable, c.name in source.gate.key) for c in source.columns),
     )
 
 
@@ -136,19 +153,39 @@ def landed_health(source: Source, lake: Lake, last: int | None = None) -> Landed
 
 def _land(contract: Contract, log: ChangeLog, lake: Lake, batch_rows: int) -> LandingReport:
     with exclusive(lake.root / ".locks" / f"{contract.table.dotted}.lock"):
-        _create(contract, lake)
+        sources = log.partitions(contract.topic)
+        _create(contract, sources, lake)
         total = _Total()
-        for source in log.partitions(contract.topic):
+        for source in sources:
             for checked, read in _land_partition(contract, source, log, lake, batch_rows):
                 total.add(checked, read)
         return total.report(contract.table, lake)
 
 
-def _create(contract: Contract, lake: Lake) -> None:
+def _create(contract: Contract, sources: Sequence[TopicPartition], lake: Lake) -> None:
     """Both tables exist from the first run on, empty if need be: a gate can then say that they are."""
     for key, schema in ((contract.quarantine, QUARANTINE_SCHEMA), (contract.table, contract.schema)):
         if not lake.exists(key):
             lake.append(key, schema.empty_table())
+    differences = _differences(contract, lake)
+    if not differences:
+        return
+    if any(lake.offset(contract.table, str(source)) for source in sources) or lake.rows(contract.table):
+        raise ChangedColumnsError(
+            f"{contract.table.dotted} has other columns than its source declares: {'; '.join(differences)}. What has "
+            "landed is not rewritten: declare the columns as they were, or set HEADWATER_HOME to a new directory"
+        )
+    lake.overwrite(contract.table, contract.schema.empty_table())
+
+
+def _differences(contract: Contract, lake: Lake) -> list[str]:
+    found = {f.name: str(f.type) for f in lake.schema(contract.table)}
+    declared = {f.name: str(f.type) for f in contract.schema}
+    return [
+        f"{name}: found {found.get(name, 'no such column')}, declared is {declared.get(name, 'none')}"
+        for name in dict.fromkeys([*declared, *found])
+        if found.get(name) != declared.get(name)
+    ]
 
 
 def _land_partition(
