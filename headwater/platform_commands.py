@@ -111,9 +111,7 @@ def settings(as_json: bool) -> None:
     rows = [
         {
             "setting": setting.env,
-            "value": "***"
-            if setting.secret and getattr(chosen, setting.field)
-            else _written(getattr(chosen, setting.field)),
+            "value": _written(getattr(chosen, setting.field), secret=setting.secret),
             "default": setting.default,
             "from": "environment" if setting.env in os.environ else "default",
             "meaning": setting.help,

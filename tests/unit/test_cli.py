@@ -45,6 +45,8 @@ def test_the_commands_are_these() -> None:
         "run",
         "dev",
         "serve",
+        "up",
+        "down",
         "sql",
         "features",
         "features historical",
@@ -208,6 +210,26 @@ def test_a_wrong_setting_is_wrong_usage_and_every_one_is_named(tmp_path: Path) -
     assert (done.exit_code, done.stdout) == (2, "")
     assert "environment:HEADWATER_HOM: no such setting, did you mean HEADWATER_HOME?" in done.stderr
     assert "environment:HEADWATER_API_PORT: found '0', allowed is a port" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # MLflow's
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("damaged", "arguments"),
+    [
+        ("mlflow.db", ["models"]),
+        ("mlflow.db", ["lineage", "churn"]),
+        ("ledger.db", ["approve", "churn", "1", "--by", "a", "--note", "b"]),
+        ("log.db", ["drift", "inject"]),
+    ],
+)
+def test_a_damaged_database_is_one_line(tmp_path: Path, damaged: str, arguments: list[str]) -> None:
+    (tmp_path / "mlflow.db").touch()
+    (tmp_path / damaged).write_text("this is no database")
+    done = run(tmp_path, *arguments)
+    assert (done.exit_code, done.stdout) == (1, ""), done.output
+    assert "file is not a database" in done.stderr
+    assert "headwater: " in done.stderr.splitlines()[-1]
 
 
 def test_an_error_that_nobody_expected_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
