@@ -60,12 +60,17 @@ KNOWN: dict[str, int] = {
 }
 
 
+# What the databases below HEADWATER_HOME raise: locked, damaged, or of another program. Their messages name no file.
+DATABASE = ("sqlite3.Error", "sqlalchemy.exc.SQLAlchemyError", "mlflow.exceptions.MlflowException")
+KNOWN |= dict.fromkeys(DATABASE, FAILED)
+
+
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Turn a known error into its line and exit code."""
+    """Turn a known error into its line and exit code; whatever else there is goes on as it is."""
     try:
         yield
-    except (RuntimeError, ValueError, LookupError, OSError) as error:
+    except Exception as error:
         code = exit_code(type(error))
         if code is None:
             raise
@@ -75,10 +80,19 @@ def reporting() -> Iterator[None]:
 
 def exit_code(kind: type[BaseException]) -> int | None:
     """The code of the nearest known ancestor; None when the error is not a known one."""
-    names = [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
-    return next((KNOWN[name] for name in names if name in KNOWN), None)
+    return next((KNOWN[name] for name in _names(kind) if name in KNOWN), None)
+
+
+def _names(kind: type[BaseException]) -> list[str]:
+    return [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
 
 
 def _line(error: BaseException) -> str:
+    if set(DATABASE) & set(_names(type(error))):
+        found = str(error).partition("\n")[0]
+        return (
+            f"a database in HEADWATER_HOME cannot be used: {found}; wait for the process that keeps it locked, or restore "
+            "the file if it is damaged"
+        )
     # str() of a KeyError quotes its message.
     return str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
