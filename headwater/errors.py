@@ -91,8 +91,8 @@ def _line(error: BaseException) -> str:
     if set(DATABASE) & set(_names(type(error))):
         found = str(error).partition("\n")[0]
         return (
-            f"a database in HEADWATER_HOME cannot be used: {found}; wait for the process that keeps it locked, or restore "
-            "the file if it is damaged"
+            f"a database in HEADWATER_HOME cannot be used: {found}; wait for the process that keeps it locked, or "
+            "restore the file if it is damaged"
         )
     # str() of a KeyError quotes its message.
     return str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
