@@ -6,25 +6,29 @@ no Python object each. What a record means is not known here.
 A commit survives `kill -9` and loss of power (write-ahead log, synchronous=FULL): were an acknowledged record to
 vanish, the lake's committed offset would lie beyond the end of the log and records appended later be never landed.
 
-Errors: LogError
-          ├─ UnknownTopicError      nothing was ever appended to the topic, or the partition does not exist
-          ├─ OffsetOutOfRangeError  below 0 or beyond the end of the log
-          ├─ BatchShapeError        not a table of key, value, timestamp_us
-          └─ UnusableLogError       the file is not a change log, or another process keeps it locked
+Nothing is ever deleted from it. Its errors are those of log_writer.py.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import pyarrow as pa
 
-from streaming.log import BATCH_SCHEMA, Lag, LogError, TopicPartition
+from streaming.log import BATCH_SCHEMA, Lag, Listener, TopicPartition
+from streaming.log_writer import (
+    BatchShapeError,
+    OffsetOutOfRangeError,
+    RetryableLogError,
+    UnknownTopicError,
+    UnusableLogError,
+)
+from streaming.sole_membership import SoleMembership
 
 __all__ = ["BatchShapeError", "OffsetOutOfRangeError", "SqliteLog", "UnknownTopicError", "UnusableLogError"]
 
@@ -34,28 +38,13 @@ _BATCH_RECORDS = 4_096
 _BODY_SCHEMA = pa.schema([BATCH_SCHEMA.field("timestamp_us"), BATCH_SCHEMA.field("key"), BATCH_SCHEMA.field("value")])
 _CODEC = pa.ipc.IpcWriteOptions(compression="zstd")
 _BUSY_TIMEOUT_S = 60
+_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _DDL = """
 CREATE TABLE IF NOT EXISTS batches (
   topic TEXT NOT NULL, base INTEGER NOT NULL, records INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (topic, base));
 CREATE TABLE IF NOT EXISTS commits (
   consumer TEXT NOT NULL, topic TEXT NOT NULL, next INTEGER NOT NULL, PRIMARY KEY (consumer, topic)) WITHOUT ROWID;
 """
-
-
-class UnknownTopicError(LogError):
-    """Nothing was ever appended to the topic, or the partition does not exist."""
-
-
-class OffsetOutOfRangeError(LogError):
-    """The offset is below 0 or beyond the end of the log."""
-
-
-class BatchShapeError(LogError):
-    """What was to be appended is not a table of key, value, timestamp_us."""
-
-
-class UnusableLogError(LogError):
-    """The file is not a change log, or another process keeps it locked."""
 
 
 class SqliteLog:
@@ -82,6 +71,11 @@ class SqliteLog:
         """Release the file; the log cannot be used afterwards."""
         with self._lock:
             self._db.close()
+
+    def topics(self) -> Sequence[str]:
+        """Every topic to which something was appended."""
+        with self._session():
+            return [topic for (topic,) in self._db.execute("SELECT DISTINCT topic FROM batches ORDER BY topic")]
 
     def partitions(self, topic: str) -> Sequence[TopicPartition]:
         """The topic's one partition; empty when nothing was ever appended to it."""
@@ -114,6 +108,16 @@ class SqliteLog:
         if not tables:
             return BATCH_SCHEMA.empty_table()
         return pa.concat_tables(tables).slice(offset - rows[0][0], max_records)
+
+    def begin(self, source: TopicPartition) -> int:
+        """0: nothing is ever deleted. Raises UnknownTopicError."""
+        with self._session():
+            self._check(source, 0)
+            return 0
+
+    def ends(self, sources: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """`end` of each. Raises UnknownTopicError."""
+        return {source: self.end(source) for source in sources}
 
     def end(self, source: TopicPartition) -> int:
         """The offset that the next record will get; 0 for a topic without records. Raises UnknownTopicError."""
@@ -148,8 +152,20 @@ class SqliteLog:
             behind_us = (
                 self._time(source, end - 1) - self._time(source, max(committed - 1, 0)) if committed < end else 0
             )
-            lags[source] = Lag(committed, end, max(behind_us, 0))
+            lags[source] = Lag(committed, end, max(behind_us, 0), behind_bytes=self._bytes_from(source, committed))
         return lags
+
+    def join(self, group: str, topics: Sequence[str], listener: Listener) -> SoleMembership:
+        """The one process that has every partition; while another one is, we have none and wait for it to end."""
+        return SoleMembership(self, self.path.with_name(f"{self.path.name}.{group}.lock"), group, topics, listener)
+
+    def _bytes_from(self, source: TopicPartition, offset: int) -> int:
+        with self._session():
+            (size,) = self._db.execute(
+                "SELECT coalesce(sum(length(body)), 0) FROM batches WHERE topic = ? AND base + records > ?",
+                (source.topic, offset),
+            ).fetchone()
+        return int(size)
 
     def _time(self, source: TopicPartition, offset: int) -> int:
         return int(self.read(source, offset, 1)["timestamp_us"][0].as_py())
@@ -181,21 +197,29 @@ class SqliteLog:
         with self._lock:
             try:
                 yield
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF not in _PASSING:
+                    raise self._unusable(error) from error
+                raise RetryableLogError(f"change log {self.path}: {error}") from error
             except sqlite3.DatabaseError as error:
-                raise UnusableLogError(
-                    f"change log {self.path}: {error}. Check that no other process keeps it locked and that the file "
-                    "is a Headwater change log, or set HEADWATER_HOME to another directory"
-                ) from error
+                raise self._unusable(error) from error
+
+    def _unusable(self, error: sqlite3.DatabaseError) -> UnusableLogError:
+        return UnusableLogError(
+            f"change log {self.path}: {error}. Check that the file is a Headwater change log and that it may be "
+            "written, or set HEADWATER_HOME to another directory"
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
 
 def _pack(topic: str, table: pa.Table) -> Iterator[tuple[int, bytes]]:
