@@ -7,7 +7,7 @@ that `ml.parameters` writes down for algorithms. Only the keywords that these us
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import date, datetime
 from typing import Any
 
@@ -16,8 +16,8 @@ from catalog.problems import either, shown
 __all__ = ["Schema", "fits", "resolved", "words"]
 
 Schema = Mapping[str, Any]
-"""A JSON Schema. Two keywords are our own: `words`, what to say instead of what the schema itself says, and `fraction`,
-a number that is written with a decimal point."""
+"""A JSON Schema. Three keywords are our own: `words`, what to say instead of what the schema itself says; `fraction`, a
+number that is written with a decimal point; `infinite`, a number that may be infinite too."""
 
 _NOTHING: Schema = {}
 
@@ -39,7 +39,8 @@ def words(schema: Schema, definitions: Schema = _NOTHING) -> str:
     if "words" in schema:
         return str(schema["words"])
     if options := _alternatives(schema):
-        return either(dict.fromkeys(words(option, definitions) for option in options))
+        each = list(dict.fromkeys(words(option, definitions) for option in options))
+        return ", or ".join(each) if any(" or " in option for option in each[:-1]) else either(each)
     if "enum" in schema:
         return either(shown(option) for option in schema["enum"])
     return _WORDS[schema["type"]](schema, definitions) if "type" in schema else "any value"
@@ -63,8 +64,10 @@ def _alternatives(schema: Schema) -> list[Schema]:
 
 
 def _is_number(value: Any, schema: Schema, _: Schema) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return False
+    if not math.isfinite(value):
+        return value == math.inf and "infinite" in schema
     if schema.get("fraction") and isinstance(value, int):
         return False
     above = schema.get("minimum", -math.inf) <= value and schema.get("exclusiveMinimum", -math.inf) < value
@@ -94,8 +97,14 @@ def _is_list(value: Any, schema: Schema, definitions: Schema) -> bool:
     if not isinstance(value, list | tuple) or not schema.get("minItems", 0) <= len(value):
         return False
     return len(value) <= schema.get("maxItems", math.inf) and all(
-        fits(item, schema.get("items", _NOTHING), definitions) for item in value
+        fits(item, _of_items(schema), definitions) for item in value
     )
+
+
+def _of_items(schema: Schema) -> Schema:
+    """What each item of a list may be. A schema for each position (of a pair) says only how many there are."""
+    items = schema.get("items", _NOTHING)
+    return items if isinstance(items, Mapping) else _NOTHING
 
 
 def _is_mapping(value: Any, schema: Schema, definitions: Schema) -> bool:
@@ -122,19 +131,10 @@ def _number_words(schema: Schema, _: Schema) -> str:
     what += " with a decimal point" if schema.get("fraction") else ""
     if "minimum" in schema and "maximum" in schema:
         return f"{what} from {shown(schema['minimum'])} to {shown(schema['maximum'])}"
-    bounds = " and ".join(_bounds(schema))
-    return f"{what} {bounds}" if bounds else what
-
-
-def _bounds(schema: Schema) -> Iterator[str]:
-    if "exclusiveMinimum" in schema:
-        yield f"above {shown(schema['exclusiveMinimum'])}"
-    if "minimum" in schema:
-        yield f"of {shown(schema['minimum'])} or more"
-    if "exclusiveMaximum" in schema:
-        yield f"below {shown(schema['exclusiveMaximum'])}"
-    if "maximum" in schema:
-        yield f"of at most {shown(schema['maximum'])}"
+    low = {"minimum": "of {} or more", "exclusiveMinimum": "above {}"}
+    high = {"maximum": "at most {}", "exclusiveMaximum": "below {}"}
+    bounds = [text.format(shown(schema[name])) for name, text in {**low, **high}.items() if name in schema]
+    return " ".join((what, " and ".join(bounds))).strip()
 
 
 def _text_words(schema: Schema, _: Schema) -> str:
@@ -147,8 +147,9 @@ def _text_words(schema: Schema, _: Schema) -> str:
 
 
 def _list_words(schema: Schema, definitions: Schema) -> str:
-    least, each = schema.get("minItems", 0), words(schema.get("items", _NOTHING), definitions)
-    return "a list" + (f" of {least} or more" if least else "") + (f", each {each}" if each != "any value" else "")
+    least, most, each = schema.get("minItems", 0), schema.get("maxItems"), words(_of_items(schema), definitions)
+    count = "" if not least else f" of {least}" if least == most else f" of {least} or more"
+    return f"a list{count}" + (f", each {each}" if each != "any value" else "")
 
 
 def _mapping_words(schema: Schema, _: Schema) -> str:

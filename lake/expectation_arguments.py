@@ -32,8 +32,13 @@ _HOUSEKEEPING = frozenset(
 _RETIRED = "expect_multicolumn_values_to_be_unique"
 # These stand beside `arguments`, not in them.
 _FIELDS = ("column", "mostly")
-# Great Expectations takes more values, and fewer, than its schemas say.
-_VALUES: Schema = {"type": "array", "minItems": 1}
+# Great Expectations takes other values than its schemas say: of any type in a set, no empty list of patterns; a
+# condition is also text for it, and nothing else can be written in YAML.
+_GIVEN: Mapping[str, Schema] = {
+    "value_set": {"type": "array", "minItems": 1},
+    "regex_list": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+    "row_condition": {"type": "string"},
+}
 _COLUMNS: Schema = {
     "type": "array",
     "minItems": 2,
@@ -78,6 +83,7 @@ def _field_findings(expectation: Expectation, schema: Schema) -> Iterator[Findin
 def _argument_findings(expectation: Expectation, schema: Schema) -> Iterator[Finding]:
     name, definitions = expectation.expect, schema.get("definitions", {})
     taken = {n: _given(n, s, schema) for n, s in schema["properties"].items() if n not in (*_HOUSEKEEPING, *_FIELDS)}
+    required = schema.get("required", ())
     for argument, value in expectation.arguments.items():
         loc = ("arguments", argument)
         if argument in _FIELDS:
@@ -85,12 +91,14 @@ def _argument_findings(expectation: Expectation, schema: Schema) -> Iterator[Fin
         elif argument not in taken:
             allowed = f"one of {', '.join(taken)}" if taken else f"none: {name} takes no arguments"
             yield Finding(loc, f"found unknown argument {argument!r}{nearest(argument, taken)}, allowed is {allowed}")
+        elif value is None and argument not in required and "default" not in taken[argument]:
+            continue  # the same as to leave it out
         elif not fits(value, taken[argument], definitions):
             text = f"found argument {argument} {shown(value)}, allowed is {words(taken[argument], definitions)}"
             yield Finding(loc, text)
         elif problem := _regex_problem(argument, value):
             yield Finding(loc, problem)
-    for argument in schema.get("required", ()):
+    for argument in required:
         if argument in taken and argument not in expectation.arguments:
             allowed = words(taken[argument], definitions)
             text = f"found no argument {argument!r}, which {name} requires, allowed is {allowed}"
@@ -122,13 +130,14 @@ def _regex_problem(argument: str, value: Any) -> str | None:
 
 def _given(argument: str, schema: Schema, whole: Schema) -> Schema:
     """The schema of an argument as a gate can give it."""
-    if argument == "value_set":
-        return _VALUES
     if argument == "column_list" and "ignore_row_if" in whole["properties"]:
         return _COLUMNS
-    # A mapping as an alternative stands for Great Expectations' suite parameters: a gate has none.
+    schema = _GIVEN.get(argument, schema)
+    # A mapping as an alternative stands for Great Expectations' suite parameters: a gate has none. A number of rows is
+    # no date.
     options = [option for option in schema.get("anyOf", ()) if option != {"type": "object"}]
-    return {**schema, "anyOf": options} if options else schema
+    whole_number = [option for option in options if option.get("type") == "integer"]
+    return {**schema, "anyOf": whole_number or options} if options else schema
 
 
 def _evaluates_rows(name: str) -> bool:

@@ -22,7 +22,13 @@ import numpy as np
 from catalog.problems import Finding, either, nearest
 from catalog.spec import Model
 from ml.encoding import Encoding, Matrix
-from ml.parameters import LIGHTGBM, estimator_parameters, parameter_findings, required_parameters
+from ml.parameters import (
+    LIGHTGBM,
+    estimator_parameters,
+    lightgbm_misfits,
+    parameter_findings,
+    required_parameters,
+)
 from ml.preparation import Preparation, fit_preparation, offset_of
 
 __all__ = [
@@ -111,6 +117,7 @@ def algorithm_findings(model: Model) -> Iterator[Finding]:
     """
     if model.algorithm == "lightgbm":
         yield from parameter_findings(model.algorithm, model.parameters, LIGHTGBM)
+        yield from lightgbm_misfits(model.parameters)
         yield from _lightgbm_findings(model)
         return
     try:

@@ -13,7 +13,7 @@ from typing import Any
 from catalog.allowed import Schema, fits, words
 from catalog.problems import Finding, nearest, shown
 
-__all__ = ["LIGHTGBM", "estimator_parameters", "parameter_findings", "required_parameters"]
+__all__ = ["LIGHTGBM", "estimator_parameters", "lightgbm_misfits", "parameter_findings", "required_parameters"]
 
 _BOOL: Schema = {"type": "boolean"}
 _SHARE: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
@@ -66,6 +66,20 @@ LIGHTGBM: Mapping[str, Schema] = {
     "skip_drop": _PROBABILITY,
     "monotone_constraints": {"type": "array", "items": {"enum": [-1, 0, 1]}},
 }
+
+
+def lightgbm_misfits(declared: Mapping[str, Any]) -> Iterator[Finding]:
+    """Parameters that LightGBM takes, but not together."""
+    alpha = declared.get("alpha", 0.5)
+    if declared.get("objective") == "quantile" and isinstance(alpha, int | float) and alpha >= 1:
+        text = f"found parameter alpha {shown(alpha)}, allowed is a number above 0 and below 1 for objective quantile"
+        yield Finding(("parameters", "alpha"), text)
+    if declared.get("boosting") == "rf" and not {"subsample", "subsample_freq"} <= declared.keys():
+        text = "found parameter boosting 'rf', allowed is 'rf' only with subsample below 1 and subsample_freq above 0"
+        yield Finding(("parameters", "boosting"), text)
+    if declared.get("is_unbalance") is True and "scale_pos_weight" in declared:
+        text = "found parameters is_unbalance and scale_pos_weight, allowed is one of the two"
+        yield Finding(("parameters", "scale_pos_weight"), text)
 
 
 def estimator_parameters(estimator: type[Any]) -> Mapping[str, Schema]:
@@ -126,7 +140,8 @@ def _schema(constraint: Any) -> Schema | None:
     return _NAMED.get(known)
 
 
-# scikit-learn's names of kinds of values. Others are objects of Python: none of them can be declared.
+# scikit-learn's names of kinds of values. Others are objects of Python, or lists that may not be tuples, which is how
+# lists are read: none of them can be declared.
 _NAMED: Mapping[Any, Schema] = {
     None: {"type": "null"},
     "boolean": _BOOL,
@@ -134,7 +149,6 @@ _NAMED: Mapping[Any, Schema] = {
     "random_state": {"anyOf": [_whole(0, 2**32 - 1), {"type": "null"}]},
     "verbose": {"anyOf": [_whole(0), _BOOL]},
     dict: {"type": "object"},
-    list: {"type": "array"},
     tuple: {"type": "array"},
     str: {"type": "string"},
 }
@@ -146,6 +160,8 @@ def _interval(constraint: Any) -> Schema:
     schema: dict[str, Any] = {"type": "integer" if constraint.type is Integral else "number"}
     if constraint.type not in (Integral, Real):
         schema["fraction"] = True
+    if constraint.right is None and constraint.closed in ("right", "both"):
+        schema["infinite"] = True
     if constraint.left is not None:
         schema["minimum" if constraint.closed in ("left", "both") else "exclusiveMinimum"] = constraint.left
     if constraint.right is not None:

@@ -85,7 +85,7 @@ FIELDS = [
     (ORDERS, "system: shop", "system: The Shop", "found system 'The Shop', allowed is a name of lower-case letters, "
      "digits and _, a letter first"),
     (ORDERS, "freshness_days: 7", "freshness_days: 0", "found gate.freshness_days 0, allowed is a number above 0"),
-    (GATE, "mostly: 0.6", "mostly: 6", "found expectations.mostly 6, allowed is a number above 0 and of at most 1"),
+    (GATE, "mostly: 0.6", "mostly: 6", "found expectations.mostly 6, allowed is a number above 0 and at most 1"),
     (GATE, "table: marts/sales/orders", "table: orders", "found table 'orders', allowed is an asset key such as marts"),
 ]  # fmt: skip
 
@@ -141,8 +141,9 @@ ALGORITHMS = [
     (CHURN, "num_leaves: 4", "num_leaves: true", "found parameter num_leaves true, allowed is a whole number from 2"),
     (CHURN, "learning_rate: 0.05", "learning_rate: 0", "found parameter learning_rate 0, allowed is a number above 0"),
     (CHURN, "learning_rate: 0.05", "learning_rate: 0.05, subsample: 1.5", "found parameter subsample 1.5, allowed is a "
-     "number above 0 and of at most 1"),
+     "number above 0 and at most 1"),
     (CHURN, OF_PARAMETERS, "objective: l1", "found parameter objective 'l1', allowed is binary or cross_"),
+    (CHURN, OF_PARAMETERS, "boosting: rf", "found parameter boosting 'rf', allowed is 'rf' only with subsample below"),
     (CHURN, OF_PARAMETERS, "boosting: goss", "found parameter boosting 'goss', allowed is 'gbdt', 'dart' or 'rf'"),
     (CHURN, OF_PARAMETERS, "monotone_constraints: [1, 0]", "found 2 monotone_constraints, allowed is one for each of"),
     (CHURN, OF_PARAMETERS, "monotone_constraints: [up]", "found parameter monotone_constraints ['up'], allowed is a "
@@ -154,7 +155,7 @@ ALGORITHMS = [
     (CLV, "loss: absolute_error", "loss: absolute", "found parameter loss 'absolute', allowed is 'absolute_error', "
      "'gamma', 'poisson', 'quantile' or 'squared_error'"),
     (CLV, "max_leaf_nodes: 15", "max_leaf_nodes: 1", "found parameter max_leaf_nodes 1, allowed is a whole number of 2 "
-     "or more or null"),
+     "or more, or null"),
 ]  # fmt: skip
 
 EXPECTATIONS = [

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 
+from catalog.allowed import fits
 from catalog.load import load_catalog
 from catalog.spec import Model
-from ml.algorithms import ALGORITHMS, NotExportable, UnknownAlgorithm, algorithm_findings, fit
+from ml.algorithms import ALGORITHMS, NotExportable, UnknownAlgorithm, _estimator_class, algorithm_findings, fit
 from ml.encoding import EncodedFeature, Encoding
+from ml.parameters import LIGHTGBM, estimator_parameters
 from ml.predictor import MODEL_FILES, _open_model
 
 CATALOG = load_catalog(Path(__file__).resolve().parents[2] / "catalog")
@@ -131,6 +134,74 @@ def test_wrong_declarations_are_named(task: str, name: str, parameters: dict[str
     assert [text for text in found if problem in text], found
     with pytest.raises(UnknownAlgorithm):
         fit(declared, ENCODING, ROWS, AMOUNT)
+
+
+BOUNDED = [(name, schema) for name, schema in LIGHTGBM.items() if {"minimum", "exclusiveMinimum"} & schema.keys()]
+
+
+@pytest.mark.parametrize(("name", "schema"), BOUNDED, ids=[name for name, _ in BOUNDED])
+def test_what_lightgbm_is_said_to_take_is_what_it_takes(name: str, schema: dict[str, Any]) -> None:
+    import lightgbm
+
+    def takes(value: float) -> bool:
+        rounds = value if name == "n_estimators" else 1
+        others = {} if name == "n_estimators" else {name: value}
+        try:
+            dataset = lightgbm.Dataset(ROWS, AMOUNT > 20, params={"verbosity": -1})
+            lightgbm.train({"objective": "binary", "verbosity": -1, "num_threads": 1, **others}, dataset, rounds)
+        except (lightgbm.basic.LightGBMError, ValueError, TypeError):
+            return False
+        return True
+
+    low = schema.get("minimum", schema.get("exclusiveMinimum"))
+    high = schema.get("maximum", schema.get("exclusiveMaximum", 10))
+    tried = (
+        [low - 1, low, low + 1, high, high + 1] if schema["type"] == "integer" else [low - 0.5, low, low + 0.5, high]
+    )
+    # A frequency below 0 is 0 to LightGBM.
+    assert [fits(value, schema) for value in tried] == [
+        takes(value) and not (name == "subsample_freq" and value < 0) for value in tried
+    ], tried
+
+
+@pytest.mark.parametrize(("task", "name"), [(t, n) for t, n in CASES if n != "lightgbm"])
+def test_what_a_scikit_learn_class_is_said_to_take_is_what_it_takes(task: str, name: str) -> None:
+    from sklearn.utils._param_validation import InvalidParameterError, validate_parameter_constraints
+
+    def takes(parameter: str, value: object) -> bool:
+        try:
+            validate_parameter_constraints({parameter: constraints[parameter]}, {parameter: value}, name)
+        except InvalidParameterError:
+            return False
+        return True
+
+    estimator = _estimator_class(model(task, name))
+    constraints = estimator._parameter_constraints
+    values = (-1, 0, 1, 2, 3, 10**6, -0.5, 0.0, 0.3, 1.0, 1.5, 2.0, "x", "auto", "sqrt", None, (1, 2), (), np.inf)
+    for parameter, schema in estimator_parameters(estimator).items():
+        assert [v for v in values if fits(v, schema)] == [v for v in values if takes(parameter, v)], parameter
+
+
+def test_a_class_of_somebodys_own_names_what_it_requires(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LastColumn, "__init__", lambda self, factor: None)
+    (missing,) = algorithm_findings(model("binary", f"{__name__}:LastColumn"))
+    assert str(missing).startswith("found no parameter 'factor', which")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"objective": "quantile", "alpha": 1.5}, "found parameter alpha 1.5, allowed is a number above 0 and below 1"),
+        ({"boosting": "rf", "subsample": 0.5}, "found parameter boosting 'rf', allowed is 'rf' only with subsample"),
+        (
+            {"is_unbalance": True, "scale_pos_weight": 2},
+            "found parameters is_unbalance and scale_pos_weight, allowed is",
+        ),
+    ],
+)
+def test_parameters_that_do_not_go_together_are_named(parameters: dict[str, Any], said: str) -> None:
+    (finding,) = algorithm_findings(model("regression", "lightgbm", **parameters))
+    assert str(finding).startswith(said)
 
 
 def test_the_projects_own_models_are_sound() -> None:
