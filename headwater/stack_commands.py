@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +13,15 @@ import click
 
 from headwater.errors import Refused
 from headwater.output import say
-from headwater.session import current_settings, make_home
+from headwater.session import make_home
 
 if TYPE_CHECKING:
+    from catalog.settings import Settings
     from headwater.stack.server import Kind, Server
 
 __all__ = ["down", "up"]
 
+_PRINTED = ("HEADWATER_LOG_URL", "HEADWATER_SHOP_URL", "HEADWATER_SHOP_PASSWORD_FILE")
 NAMES = ("postgresql", "mariadb", "kafka", "redis")
 
 
@@ -49,7 +52,7 @@ def up(names: tuple[str, ...]) -> None:
       eval "$(headwater up)"
       headwater up --only postgresql,kafka
     """
-    directory = make_home(current_settings()).home / "stack"
+    directory = make_home(_settings()).home / "stack"
     from headwater.stack.errors import StackError
     from headwater.stack.packages import ensure
 
@@ -74,7 +77,7 @@ def down(names: tuple[str, ...], purge: bool, yes: bool) -> None:
       headwater down
       headwater down --only kafka --purge
     """
-    directory = current_settings().home / "stack"
+    directory = _settings().home / "stack"
     from headwater.stack.place import remove_place
 
     if purge and not yes:
@@ -84,6 +87,13 @@ def down(names: tuple[str, ...], purge: bool, yes: bool) -> None:
             say(line)
     for name in names if purge else ():
         remove_place(directory / name)
+
+
+def _settings() -> Settings:
+    """Without those that `up` printed for this shell: the files that they name may be gone. Raises SettingsError."""
+    from catalog.settings import load_settings
+
+    return load_settings({name: value for name, value in os.environ.items() if name not in _PRINTED})
 
 
 def _servers() -> Mapping[str, tuple[Kind, Callable[[Path], Server]]]:

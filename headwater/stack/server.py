@@ -63,7 +63,6 @@ class Kind:
     ask: Callable[[Server], str | None]
     ports: int = 1
     stop_signal: signal.Signals = signal.SIGTERM
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def _started(kind: Kind, directory: Path, port: int | None, settings: Mapping[st
     for each in plan.ports:
         expect_free(each, kind.name)
     _note_log_size(directory)
-    environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": str(place.home), **kind.environment}
+    environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": str(place.home)}
     process = spawn(
         command,
         record=directory / "process",
