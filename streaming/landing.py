@@ -24,7 +24,7 @@ from catalog.spec import Source
 from lake.tables import Lake, quoted
 from streaming.contract import FOUND, QUARANTINE_SCHEMA, Checked, Contract, Field, check
 from streaming.locks import exclusive
-from streaming.log import ChangeLog, TopicPartition
+from streaming.log import ChangeLog, TopicPartition, next_offset
 
 __all__ = [
     "ChangedColumnsError",
@@ -193,7 +193,7 @@ def _land_partition(
 ) -> Iterator[tuple[Checked, int]]:
     offset, quarantined = lake.offset(contract.table, str(source)), lake.offset(contract.quarantine, str(source))
     while (records := _read(log, source, offset, batch_rows, contract.table)).num_rows:
-        offset += records.num_rows
+        offset = next_offset(records, offset)
         checked = check(contract, source.partition, records)
         rejected = checked.quarantined.filter(pc.greater_equal(checked.quarantined["log_offset"], quarantined))
         if rejected.num_rows:

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from catalog.settings import load_settings
 from streaming.retail import LINE_SCHEMA, NOTES, RetailFileError, read_retail
+from streaming.source import source_lines
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country"
 FIRST = "536365,85123A,WHITE HANGING HEART,6,12/1/2010 8:26,2.55,17850.0,United Kingdom"
@@ -229,6 +231,16 @@ def test_one_order_of_day_and_month_for_the_whole_file(
     assert is_noted or not notes
 
 
+def test_a_guessed_order_is_logged_by_every_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = write_csv(tmp_path, line(InvoiceDate="1/2/2011"))
+    settings = load_settings({"HEADWATER_HOME": str(tmp_path / "home"), "HEADWATER_RETAIL_DATA": str(file)})
+    for _ in range(2):  # from the file, then from the cache
+        caplog.clear()
+        assert source_lines(settings)["invoiced_at"].to_pylist() == [datetime(2011, 1, 2)]
+        assert [r.levelname for r in caplog.records] == ["WARNING"]
+        assert f"{file}: InvoiceDate '1/2/2011' and the like are read month first" in caplog.text
+
+
 def test_dates_of_two_orders_are_refused_with_an_example_of_each(tmp_path: Path) -> None:
     with pytest.raises(
         RetailFileError,
@@ -293,6 +305,13 @@ def test_parquet_with_days_and_landing_times(tmp_path: Path) -> None:
     table = read_retail(path)
     assert table["invoiced_at"].to_pylist() == [datetime(2010, 12, 1), datetime(2010, 12, 2)]
     assert table["landed_at"].to_pylist() == [None, datetime(2010, 12, 5)]
+
+
+def test_a_typed_date_out_of_range_is_kept_as_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", InvoiceDate=[datetime(2500, 1, 1), datetime(2010, 12, 1)])
+    bad, good = read_retail(path).to_pylist()
+    assert (bad["invoiced_at"], good["unread"]) == (None, None)
+    assert unread(bad) == {"invoiced_at": "2500-01-01 00:00:00 (allowed are years 1900 to 2199)"}
 
 
 def test_xlsx(tmp_path: Path) -> None:
