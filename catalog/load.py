@@ -102,11 +102,11 @@ def read_declarations(directory: Path) -> Reading:
     gates = tuple(_read_all(directory / "gates", Gate, problems))
     models = tuple(_read_all(directory / "models", Model, problems))
     for source in sources:
-        problems += source.problems(list(_file_name(source, "table")))
+        problems += source.problems([*_file_name(source, "table"), *_one_file(source, sources)])
     for gate in gates:
         problems += gate.problems(list(_gated_once(gate, gates)))
     for model in models:
-        problems += model.problems(list(_file_name(model, "name")))
+        problems += model.problems([*_file_name(model, "name"), *_one_file(model, models)])
     return Reading(sources, gates, models, tuple(sorted(set(problems))))
 
 
@@ -126,6 +126,13 @@ def _file_name(declared: Declared[S], field: str) -> Iterator[Finding]:
     name, stem = declared.name(field), declared.file.path.stem
     if name is not None and name != stem:
         yield Finding((field,), f"found {field} {name!r}, allowed is the file's own name: {stem!r}")
+
+
+def _one_file(declared: Declared[S], all_declared: Sequence[Declared[S]]) -> Iterator[Finding]:
+    path = declared.file.path
+    first = next(d.file.path for d in all_declared if d.file.path.stem == path.stem)
+    if first != path:
+        yield Finding((), f"found a second file for {path.stem}, allowed is one (the first is {first.name})")
 
 
 def _gated_once(gate: Declared[Gate], gates: Sequence[Declared[Gate]]) -> Iterator[Finding]:

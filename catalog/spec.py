@@ -7,12 +7,13 @@ field to look at. How a refusal reads is decided in `catalog.refusals`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from catalog.problems import Finding, Loc, either, nearest
+from catalog.problems import Finding, Loc, either, nearest, shown
 
 __all__ = [
     "BASELINES",
@@ -163,7 +164,7 @@ class Source(Spec):
     gate: Gate
 
     def rules(self) -> tuple[Rule, ...]:
-        return (self._columns_once, self._gate_columns_exist)
+        return (self._columns_once, self._gate_is_its_own, self._gate_columns_exist)
 
     def _columns_once(self) -> Iterator[Finding]:
         names = [column.name for column in self.columns]
@@ -171,6 +172,11 @@ class Source(Spec):
             yield Finding(
                 ("columns", position, "name"), f"found column {names[position]!r} a second time, allowed is once"
             )
+
+    def _gate_is_its_own(self) -> Iterator[Finding]:
+        if self.gate.table is not None:
+            text = f"found gate.table {self.gate.table!r}, allowed is none: the gate of a source is its raw table's"
+            yield Finding(("gate", "table"), text)
 
     def _gate_columns_exist(self) -> Iterator[Finding]:
         names = [column.name for column in self.columns]
@@ -219,6 +225,9 @@ class Slice(Spec):
     maximum: float | None = None
     min_rows: int = Field(default=100, ge=1)
 
+    def rules(self) -> tuple[Rule, ...]:
+        return (partial(_bounds_in_order, self),)
+
 
 class Bar(Spec):
     """An absolute bound on one metric of the hold-out."""
@@ -226,6 +235,9 @@ class Bar(Spec):
     metric: Metric
     minimum: float | None = None
     maximum: float | None = None
+
+    def rules(self) -> tuple[Rule, ...]:
+        return (partial(_bounds_in_order, self),)
 
 
 class ModelGate(Spec):
@@ -244,11 +256,27 @@ class ModelGate(Spec):
     min_holdout_rows: int = Field(default=50, ge=10)
     slices: tuple[Slice, ...] = ()
 
+    def rules(self) -> tuple[Rule, ...]:
+        return (partial(_bounds_in_order, self), self._slices_once)
+
+    def _slices_once(self) -> Iterator[Finding]:
+        names = [part.name for part in self.slices]
+        for position in _repeated(names):
+            yield Finding(
+                ("slices", position, "name"), f"found slice {names[position]!r} a second time, allowed is once"
+            )
+
     def metrics(self) -> Iterator[tuple[Loc, str]]:
         """Every metric that the gate names, with its place."""
         yield ("metric",), self.metric
         yield from ((("bars", position, "metric"), bar.metric) for position, bar in enumerate(self.bars))
         yield from ((("slices", n, "metric"), part.metric) for n, part in enumerate(self.slices) if part.metric)
+
+
+def _bounds_in_order(bounds: Slice | Bar | ModelGate) -> Iterator[Finding]:
+    if bounds.minimum is not None and bounds.maximum is not None and bounds.minimum > bounds.maximum:
+        text = f"found minimum {shown(bounds.minimum)}, allowed is at most maximum ({shown(bounds.maximum)})"
+        yield Finding(("minimum",), text)
 
 
 class Promotion(Spec):

@@ -103,7 +103,8 @@ def _reference_problems(directory: Path, reading: Reading) -> Iterator[Problem]:
     """What the declarations refer to, and what refers to them."""
     tables = {**_raw_tables(reading.sources), **_dbt_tables()}
     for source in reading.sources:
-        yield from _judged(source, *_expectation_rules(("gate",), getattr(source.spec, "gate", None)))
+        rules = _expectation_rules(("gate",), getattr(source.spec, "gate", None))
+        yield from _judged(source, partial(_history_findings, source.spec), *rules)
     for gate in reading.gates:
         yield from _judged(gate, partial(_gate_findings, gate.spec, tables), *_expectation_rules((), gate.spec))
     for model in reading.models:
@@ -161,6 +162,17 @@ def _missing_sources(folder: Path, sources: Sequence[Declared[Source]]) -> Itera
                     yield Problem(str(file), number, f"{text}{table}.yaml), allowed is one of {names}")
 
 
+def _history_findings(source: Source) -> Iterator[Finding]:
+    """A raw table has columns of its own, which say what was known of a row and when."""
+    from lake.schema import HISTORY_COLUMNS
+
+    reserved = [column.name for column in HISTORY_COLUMNS]
+    for position, column in enumerate(source.columns):
+        if column.name in reserved:
+            text = f"found column {column.name!r}, allowed is any but the raw table's own: {', '.join(reserved)}"
+            yield Finding(("columns", position, "name"), text)
+
+
 def _expectation_rules(at: Loc, gate: Gate | None) -> list[Rule]:
     declared = enumerate(getattr(gate, "expectations", ()))
     return [partial(_expectation_findings, (*at, "expectations", n), expectation) for n, expectation in declared]
@@ -179,6 +191,11 @@ def _gate_findings(gate: Gate, tables: Tables) -> Iterator[Finding]:
     if gate.table not in tables:
         yield _unknown(("table",), "table", gate.table, tables)
         return
+    if gate.table.startswith("raw/"):
+        text = (
+            f"found table {gate.table!r}, allowed is a table of dbt's: the gate of a raw table is in its source's file"
+        )
+        yield Finding(("table",), text)
     for loc, column in gate.columns():
         yield from _column_findings(loc, gate.table, column, tables)
 

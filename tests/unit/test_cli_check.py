@@ -104,6 +104,10 @@ TOGETHER = [
     (CHURN, "promotion:", "drift: {windows: 2}\npromotion:", "found drift.breaches 3, allowed is at most the number of "
      "windows (2)"),
     (ORDERS, "{name: kind,", "{name: country,", "found column 'country' a second time, allowed is once"),
+    (CHURN, "minimum: 0.6", "minimum: 0.6\n  maximum: 0.5", "found minimum 0.6, allowed is at most maximum (0.5)"),
+    (CHURN, "name: abroad", "name: united_kingdom", "found slice 'united_kingdom' a second time, allowed is once"),
+    (ORDERS, "  key: [invoice_no]", "  table: raw/shop/orders\n  key: [invoice_no]", "found gate.table "
+     "'raw/shop/orders', allowed is none: the gate of a source is its raw table's"),
     (ORDERS, "column: kind,", "column: kin,", "found column 'kin' in the gate (did you mean kind?), allowed is "),
     (ORDERS, "event_time: ordered_at", "event_time: ordered", "found column 'ordered' in the gate (did you mean "),
 ]  # fmt: skip
@@ -125,6 +129,10 @@ NAMES = [
     ("gates/marts_sales_refunds.yaml", "table: marts/sales/refunds", "table: marts/sales/orders", "found a second gate "
      "for marts/sales/orders, allowed is one (the first is in marts_sales_orders.yaml)"),
     (GATE, "table: marts/sales/orders\n", "", "found no 'table', which is required, allowed is the asset key of the"),
+    (GATE, "table: marts/sales/orders", "table: raw/shop/orders", "found table 'raw/shop/orders', allowed is a table "
+     "of dbt's: the gate of a raw table is in its source's file"),
+    (ORDERS, "name: country,", "name: tx_id,", "found column 'tx_id', allowed is any but the raw table's own: "
+     "change_op, "),
     (ACTIVITY, "column_B: event_timestamp", "column_B: event_time", "found unknown column of "
      "features/customer/activity 'event_time' (did you mean event_timestamp?)"),
 ]  # fmt: skip
@@ -294,6 +302,13 @@ def test_a_folder_that_is_missing_or_empty_is_named_with_what_was_looked_for(
     (declared / folder / "notes.txt").write_text("nothing\n")
     empty = f"{declared / folder}:1: found no *.yaml file in it, allowed is one with a YAML file for each {what}"
     assert check(declared) == (1, [empty])
+
+
+def test_a_second_file_of_one_name_is_refused(declared: Path) -> None:
+    shutil.copy(declared / CHURN, declared / "models/churn.yml")
+    second = declared / "models/churn.yml"
+    said = f"{second}:1: found a second file for churn, allowed is one (the first is churn.yaml)"
+    assert check(declared) == (1, [said])
 
 
 def test_a_missing_source_is_reported_where_it_is_referred_to(declared: Path) -> None:
