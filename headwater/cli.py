@@ -15,13 +15,14 @@ from headwater.data_commands import features, predict, sql
 from headwater.errors import reporting
 from headwater.model_commands import approve, drift, lineage, models, rollback
 from headwater.platform_commands import check, dev, run, serve, settings, version
+from headwater.shop_commands import shop
 from headwater.stack_commands import down, up
 
 __all__ = ["cli", "main"]
 
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Run the platform": (run, dev, serve),
-    "Run the local stack": (up, down),
+    "Run the local stack": (up, down, shop),
     "Ask for data": (sql, features, predict),
     "Look after models": (models, lineage, approve, rollback, drift),
     "Look after the installation": (check, settings, version),

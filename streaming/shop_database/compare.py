@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streaming.capture.credentials import Address
 from streaming.shop_database.connect import Database, Rejected, open_database
 
 __all__ = ["content_hash", "source_rows"]
@@ -29,12 +30,12 @@ _LAKE_TYPES = {
 }
 
 
-def source_rows(url: str, table: str) -> pa.Table:
+def source_rows(place: str | Address, table: str) -> pa.Table:
     """Every row of `table` (with its schema in front where that is not the usual one), in no order.
 
     One statement reads it, so it is the state of one moment. Raises ShopDatabaseError.
     """
-    with open_database(url) as database:
+    with open_database(place) as database:
         columns = _columns(database, table)
         texts = _postgresql_texts if database.dialect == "postgresql" else _mariadb_texts
         found = pa.concat_tables(texts(database, table, columns))

@@ -4,15 +4,16 @@ Errors: ShopDatabaseError
           ├─ Unreachable   no connection, or it was lost: the same may succeed later
           ├─ Conflict      somebody else's transaction was in the way (deadlock, lock timeout): roll back, try again
           └─ Rejected      the database does not take the statement (a constraint, a privilege, a missing table)
+(a URL that names no database: streaming.capture.credentials.AddressError)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, Self
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from streaming.capture.credentials import Address, AddressError, parse_address
 from streaming.shop_database.ddl import Dialect
 
 __all__ = ["Conflict", "Database", "Rejected", "ShopDatabaseError", "Unreachable", "open_database"]
@@ -72,16 +73,16 @@ class Database(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
-def open_database(url: str) -> Database:
-    """Connect. Raises Unreachable, Rejected, and ShopDatabaseError for a URL that names no database."""
-    parts = urlsplit(url)
-    if parts.scheme in ("postgresql", "postgres"):
-        return _PostgreSQL(url)
-    if parts.scheme in ("mysql", "mariadb"):
-        return _MariaDB(parts)
-    raise ShopDatabaseError(
-        f"found a database URL that begins with {parts.scheme!r}, allowed are postgresql://user@host:port/database and "
-        "mysql://user@host:port/database"
+def open_database(place: str | Address) -> Database:
+    """Connect to a URL or an address. Raises Unreachable, Rejected, AddressError."""
+    address = parse_address(place) if isinstance(place, str) else place
+    if address.scheme in ("postgresql", "postgres"):
+        return _PostgreSQL(address)
+    if address.scheme in ("mysql", "mariadb"):
+        return _MariaDB(address)
+    raise AddressError(
+        f"found a database URL that begins with {address.scheme!r}, allowed are postgresql://user@host:port/database "
+        "and mysql://user@host:port/database"
     )
 
 
@@ -101,13 +102,11 @@ class _Connected:
 class _PostgreSQL(_Connected):
     dialect: Dialect = "postgresql"
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, address: Address) -> None:
         import psycopg
 
         with _postgresql_errors():
-            self._connection = psycopg.connect(
-                url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S, application_name="headwater-shop"
-            )
+            self._connection = psycopg.connect(autocommit=True, **_postgresql_place(address))
             self._connection.execute(
                 "SET client_encoding = 'UTF8'; SET standard_conforming_strings = on; SET TimeZone = 'UTC'; "
                 "SET DateStyle = 'ISO'; SET extra_float_digits = 1"
@@ -134,6 +133,21 @@ class _PostgreSQL(_Connected):
         self._connection.close()
 
 
+def _postgresql_place(address: Address) -> dict[str, Any]:
+    """libpq's parameters; all of a URL's options are its own."""
+    place: dict[str, Any] = {
+        "connect_timeout": _CONNECT_TIMEOUT_S,
+        "application_name": "headwater-shop",
+        **address.options,
+        "host": ",".join(host for host, _ in address.hosts),
+        "port": ",".join(str(port or "") for _, port in address.hosts),
+        "user": address.user,
+        "dbname": address.database,
+    }
+    password = address.password()
+    return place if password is None else {**place, "password": password}
+
+
 @contextmanager
 def _postgresql_errors() -> Iterator[None]:
     import psycopg
@@ -156,13 +170,13 @@ def _postgresql_kind(error: Any) -> type[ShopDatabaseError]:
 class _MariaDB(_Connected):
     dialect: Dialect = "mariadb"
 
-    def __init__(self, parts: SplitResult) -> None:
+    def __init__(self, address: Address) -> None:
         import pymysql
         from pymysql.constants import CLIENT
 
         with _mariadb_errors():
             self._connection = pymysql.connect(
-                **_mariadb_address(parts),
+                **_mariadb_place(address),
                 charset="utf8mb4",
                 autocommit=True,
                 sql_mode=_SQL_MODE,
@@ -197,18 +211,18 @@ class _MariaDB(_Connected):
         self._connection._force_close()  # close() would first ask a server that may be away
 
 
-def _mariadb_address(parts: SplitResult) -> Mapping[str, Any]:
-    options = dict(parse_qsl(parts.query))
-    address: dict[str, Any] = {
-        "host": parts.hostname or "127.0.0.1",
-        "port": parts.port or 3306,
-        "user": unquote(parts.username or ""),
-        "password": unquote(parts.password or ""),
-        "database": unquote(parts.path.lstrip("/")) or None,
+def _mariadb_place(address: Address) -> dict[str, Any]:
+    """The client's parameters. Of the URL's options `ssl_ca` is a file that the server's certificate must come from."""
+    place: dict[str, Any] = {
+        "host": address.host,
+        "port": address.port or 3306,
+        "user": address.user,
+        "password": address.password() or "",
+        "database": address.database,
     }
-    if ca := options.get("ssl_ca"):
-        address |= {"ssl_ca": ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
-    return address
+    if ca := address.options.get("ssl_ca"):
+        place |= {"ssl_ca": ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
+    return place
 
 
 @contextmanager

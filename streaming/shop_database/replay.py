@@ -23,6 +23,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from streaming.capture.credentials import Address
 from streaming.shop import order_lines
 from streaming.shop_database.connect import Conflict, Database, Rejected, ShopDatabaseError, open_database
 from streaming.shop_database.ddl import CLOCK, PROGRESS, SHOP, create_statements
@@ -94,13 +95,13 @@ class Report:
 
 def replay_shop(
     lines: pa.Table,
-    url: str,
+    place: str | Address,
     options: Options | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Report:
     """Bring the database up to the lines (retail.LINE_SCHEMA) that landed by `until`. Raises ShopDatabaseError."""
     options, ordered = options or Options(), order_lines(lines)
-    with open_database(url) as database, duckdb.connect() as connection:
+    with open_database(place) as database, duckdb.connect() as connection:
         done, digest = _prepare(database)
         if done > lines.num_rows:
             raise _another_file(f"{lines.num_rows} lines, fewer than the {done} replayed before")

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import Random, uniform
 
+from streaming.capture.credentials import Address
 from streaming.shop_database.connect import Conflict, Database, Rejected, ShopDatabaseError, Unreachable, open_database
 from streaming.shop_database.ddl import create_statements
 from streaming.shop_database.trade import DECK, LONG, CalledOff, Trader, open_shop
@@ -50,10 +51,10 @@ class Totals:
 
 
 class Workload:
-    """`workers` connections that write about `rate` rows a second together, and one that keeps its transactions open."""
+    """`workers` connections that write about `rate` rows a second together, and one whose transactions stay open."""
 
-    def __init__(self, url: str, seed: int = 7, workers: int = 4, rate: float = 200) -> None:
-        self._url, self._seed, self._workers, self._rate = url, seed, workers, rate
+    def __init__(self, place: str | Address, seed: int = 7, workers: int = 4, rate: float = 200) -> None:
+        self._place, self._seed, self._workers, self._rate = place, seed, workers, rate
         self._counts: Counter[str] = Counter()
         self._kinds: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -69,7 +70,7 @@ class Workload:
 
         Makes the tables and the first customers and products if missing. Raises ShopDatabaseError.
         """
-        with open_database(self._url) as database:
+        with open_database(self._place) as database:
             for statement in create_statements(database.dialect, replay=False):
                 database.script(statement)
             open_shop(database)
@@ -119,7 +120,7 @@ class _Worker:
         pause = _FIRST_PAUSE_S
         while not self._stop.is_set():
             try:
-                with open_database(self._shop._url) as database:
+                with open_database(self._shop._place) as database:
                     trader = self._trader(database)
                     pause = _FIRST_PAUSE_S
                     while not self._stop.is_set():
