@@ -144,8 +144,9 @@ def _exports(servers: Mapping[str, Server]) -> Iterator[str]:
         before = "# " if number else ""
         yield before + _export("HEADWATER_SHOP_URL", shop.capture_url)
         yield before + _export("HEADWATER_SHOP_PASSWORD_FILE", str(shop.capture_password_file))
-    for name, shop in shops.items():
-        yield f"# {name}'s shop, to write to: {shop.owner_url}, password in {shop.owner_password_file}"
+    for shop in shops.values():
+        file = shlex.quote(str(shop.owner_password_file))
+        yield f"# to fill it: headwater shop replay --url {shop.owner_url} --password-file {file}"
     if "redis" in servers:
         yield f"# redis: {servers['redis'].url}"
 

@@ -244,8 +244,8 @@ def assert_no_secret(said: str, stack: Path) -> None:
     assert not [secret for secret in secrets if secret in said]
 
 
-def as_owner(printed: str, server: str, statement: str) -> None:
-    found = re.search(rf"^# {server}'s shop, to write to: (\S+), password in (.+)$", printed, re.MULTILINE)
+def as_owner(printed: str, scheme: str, statement: str) -> None:
+    found = re.search(rf"^# to fill it: .* --url ({scheme}://\S+) --password-file (.+)$", printed, re.MULTILINE)
     assert found is not None
     with psycopg.connect(found[1], password=Path(found[2]).read_text(), autocommit=True) as owner:
         owner.execute(statement)  # type: ignore[call-overload]
