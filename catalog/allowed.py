@@ -130,11 +130,15 @@ def _number_words(schema: Schema, _: Schema) -> str:
     what = "a whole number" if schema["type"] == "integer" else "a number"
     what += " with a decimal point" if schema.get("fraction") else ""
     if "minimum" in schema and "maximum" in schema:
-        return f"{what} from {shown(schema['minimum'])} to {shown(schema['maximum'])}"
+        return f"{what} from {_bound(schema['minimum'])} to {_bound(schema['maximum'])}"
     low = {"minimum": "of {} or more", "exclusiveMinimum": "above {}"}
     high = {"maximum": "at most {}", "exclusiveMaximum": "below {}"}
-    bounds = [text.format(shown(schema[name])) for name, text in {**low, **high}.items() if name in schema]
+    bounds = [text.format(_bound(schema[name])) for name, text in {**low, **high}.items() if name in schema]
     return " ".join((what, " and ".join(bounds))).strip()
+
+
+def _bound(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else str(value)
 
 
 def _text_words(schema: Schema, _: Schema) -> str:

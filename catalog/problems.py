@@ -50,7 +50,7 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return repr(int(value)) if isinstance(value, float) and value.is_integer() else repr(value)
+        return repr(value)
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, Mapping):

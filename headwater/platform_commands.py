@@ -77,7 +77,8 @@ def check(ctx: click.Context) -> None:
     """Validate the settings and every declaration; each problem is one line.
 
     A line reads `file:line: what was found, what is allowed`. Checked are the settings, the YAML files' fields, values
-    and names, and what they refer to: features, algorithms with their parameters, gated tables, expectations.
+    and names, and what they refer to: features, algorithms with their parameters, gated tables, expectations with their
+    arguments, captured tables. `headwater run` refuses the same before anything starts.
 
     \b
     Examples:
