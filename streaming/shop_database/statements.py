@@ -81,7 +81,7 @@ def left_out(connection: duckdb.DuckDBPyConnection, lines: int) -> tuple[LeftOut
 
 _PLACES = " ".join(f"WHEN {place} THEN '{table.name}'" for place, table in enumerate(SHOP))
 _LEFT_OUT = f"""
-SELECT CASE place {_PLACES} END, problem, count(*), arg_min(key, lsn), left(arg_min(found, lsn), 60)
+SELECT CASE place {_PLACES} END, problem, count(*), left(arg_min(key, lsn), 60), left(arg_min(found, lsn), 60)
 FROM statement WHERE problem IS NOT NULL AND line <= $lines GROUP BY place, problem ORDER BY place, problem"""
 
 _HEADS = " ".join(
