@@ -1,7 +1,8 @@
 """The shop's database in the local stack, made if missing: with its owner, and a role that may capture it and no more.
 
 The owner `shop` writes; `headwater_capture` reads the shop's tables and the stream of their changes. Both passwords are
-generated, each in a file of the server's directory that only we may read.
+generated, each in a file of the server's directory that only we may read. On PostgreSQL all tables are in a publication
+from the start: only their owner may publish them, and the capture role owns none.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from pathlib import Path
 from headwater.stack.place import HOST, password_in
 from headwater.stack.server import Server
 
-__all__ = ["CAPTURE", "DATABASE", "OWNER", "ShopDatabase", "make_shop"]
+__all__ = ["CAPTURE", "DATABASE", "OWNER", "PUBLICATION", "ShopDatabase", "make_shop"]
 
 DATABASE = "shop"
 OWNER = "shop"
 CAPTURE = "headwater_capture"
+PUBLICATION = "headwater_shop"
 
 # Tables that the owner makes later are readable too.
 _POSTGRESQL_GRANTS = (
@@ -77,6 +79,9 @@ def _on_postgresql(server: Server, owner_password: str, capture_password: str) -
     with psycopg.connect(server.admin_url, dbname=DATABASE, autocommit=True) as admin:
         for grant in _POSTGRESQL_GRANTS:
             admin.execute(SQL(grant).format(**names))
+        if not admin.execute("SELECT 1 FROM pg_publication WHERE pubname = %s", [PUBLICATION]).fetchone():
+            statement = "CREATE PUBLICATION {} FOR ALL TABLES WITH (publish_via_partition_root = true)"
+            admin.execute(SQL(statement).format(Identifier(PUBLICATION)))
 
 
 def _on_mariadb(server: Server, owner_password: str, capture_password: str) -> None:

@@ -77,6 +77,8 @@ def processes_below(*directories: Path) -> list[int]:
 def assert_captures_and_no_more(url: str, password: str) -> None:
     with psycopg.connect(url, password=password, autocommit=True) as connection:
         assert connection.execute("SELECT n FROM orders").fetchall() == [(1,)]
+        published = "SELECT tablename FROM pg_publication_tables WHERE pubname = 'headwater_shop'"
+        assert ("orders",) in connection.execute(published).fetchall()
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("DELETE FROM orders")
     with psycopg.connect(url, password=password, replication="database", autocommit=True) as connection:
