@@ -41,11 +41,12 @@ _only = click.option(
 @click.command()
 @_only
 def up(names: tuple[str, ...]) -> None:
-    """Start PostgreSQL, MariaDB, Kafka and Redis on loopback; print the settings that use them.
+    """Start PostgreSQL, MariaDB, Kafka and Redis; print the settings that use them.
 
-    They run as ordinary processes that keep their data below HEADWATER_HOME/stack, until `headwater down`. What runs
-    is left alone and what died is started again, on the same port. Debian packages that are missing are installed as
-    root or with sudo. Both databases get a database `shop`, its owner, and a role that may only read and capture it.
+    They run as ordinary processes on loopback, with their data below HEADWATER_HOME/stack, until `headwater down`.
+    What runs is left alone and what died is started again, on the same port. Debian packages that are missing are
+    installed as root or with sudo. Both databases get a database `shop`, its owner, and a role that may only read and
+    capture it.
 
     \b
     Examples:
