@@ -168,10 +168,22 @@ def _projections(store: FeatureStore, service: str) -> list[tuple[Any, list[str]
     return views
 
 
+def _declared(definition: Any) -> Any:
+    """What a Feast object declares, without the instants at which it was made: those differ at every load."""
+    from google.protobuf.json_format import MessageToDict
+
+    def timeless(found: Any) -> Any:
+        if isinstance(found, dict):
+            return {k: timeless(v) for k, v in found.items() if k not in ("createdTimestamp", "lastUpdatedTimestamp")}
+        return [timeless(v) for v in found] if isinstance(found, list) else found
+
+    return timeless(MessageToDict(definition.to_proto().spec))
+
+
 def _apply(store: FeatureStore, definitions: Any, registry_path: Path) -> None:
     """Applying costs a second or two of Feast's time, so it happens only when the definitions have changed."""
     wanted = [definitions.entity, *definitions.views, *definitions.services]
-    digest = hashlib.sha256(json.dumps([str(d.to_proto().spec) for d in wanted]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([_declared(d) for d in wanted], sort_keys=True).encode()).hexdigest()
     marker = registry_path.with_name(registry_path.name + ".applied")
     if registry_path.exists() and marker.exists() and marker.read_text() == digest:
         return

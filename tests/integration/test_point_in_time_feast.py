@@ -206,6 +206,14 @@ def test_the_applied_definitions_follow_the_catalog(settings: Settings) -> None:
     assert [s.name for s in fewer.list_feature_services()] == [catalog.models[0].name]
 
 
+def test_definitions_that_did_not_change_are_not_applied_again(settings: Settings) -> None:
+    catalog, registry = load_catalog(settings.catalog), settings.feast_registry_path
+    open_feature_store(settings, catalog)
+    applied = registry.read_bytes()
+    open_feature_store(settings, catalog)
+    assert registry.read_bytes() == applied
+
+
 def test_an_unknown_feature_is_refused_with_what_is_allowed(settings: Settings) -> None:
     catalog = load_catalog(settings.catalog)
     spoilt = catalog.models[0].model_copy(update={"features": ("activity:txn_count_8d", "activity:last_txn_at")})
