@@ -1,0 +1,138 @@
+"""A member of a Kafka consumer group that only learns which partitions are its own; it reads nothing by itself.
+
+kafka-python's consumer does the membership (heartbeats go on in a thread of its own between two polls); its partitions
+are paused, and records are read through KafkaLog, from the offset that whoever writes them has kept.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from streaming.kafka_client import error_of
+from streaming.kafka_config import kafka_python_options
+from streaming.log import Listener, TopicPartition
+from streaming.log_writer import RetryableLogError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # its import uses importlib.resources.read_text
+    import kafka
+    from kafka import errors
+    from kafka.consumer.subscription_state import ConsumerRebalanceListener
+    from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+    from kafka.structs import OffsetAndMetadata
+
+if TYPE_CHECKING:
+    from streaming.kafka_log import KafkaLog
+
+__all__ = ["KafkaMembership"]
+
+# A member that died without leaving keeps its partitions for so long. Kafka's default is 45 s.
+_SESSION_MS = 10_000
+_HEARTBEAT_MS = 2_000
+_SILENT_MS = 300_000
+_NEW_TOPICS_MS = 5_000
+_GONE = (
+    errors.UnknownMemberIdError,
+    errors.IllegalGenerationError,
+    errors.RebalanceInProgressError,
+    errors.CommitFailedError,
+)
+
+
+class KafkaMembership:
+    """A `Membership`. Partitions move one by one: what stays ours is not given up while the group changes."""
+
+    def __init__(self, log: KafkaLog, group: str, topics: Sequence[str], listener: Listener, patience_s: float) -> None:
+        """Joins at the first `poll`. Raises LogError when no broker answers."""
+        self._log = log
+        self._group = group
+        self._own = _Own(listener, lambda partitions: self._consumer.pause(*partitions))
+        options = {
+            "client_id": "headwater",
+            "group_id": group,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",  # of a position that nothing is read from
+            "allow_auto_create_topics": False,
+            "session_timeout_ms": _SESSION_MS,
+            "heartbeat_interval_ms": _HEARTBEAT_MS,
+            "max_poll_interval_ms": _SILENT_MS,
+            "metadata_max_age_ms": _NEW_TOPICS_MS,
+            "bootstrap_timeout_ms": int(patience_s * 1000),
+            "reconnect_backoff_max_ms": 1_000,
+            "partition_assignment_strategy": [CooperativeStickyAssignor],
+            "metrics_enabled": False,
+            **kafka_python_options(log.address),
+        }
+        try:
+            self._consumer = kafka.KafkaConsumer(**options)
+            self._consumer.subscribe(topics=list(topics), listener=self._own)
+        except (errors.KafkaError, OSError, ValueError) as error:
+            raise error_of(error, log.address, f"tried to join group {group}") from None
+
+    @property
+    def partitions(self) -> frozenset[TopicPartition]:
+        """Ours, as of the last `poll`."""
+        return frozenset(self._own.partitions)
+
+    def poll(self, wait_s: float = 0.0) -> None:
+        """Stay in the group. What the listener raises comes out here. Raises RetryableLogError."""
+        try:
+            self._consumer.poll(timeout_ms=int(wait_s * 1000))
+        except (errors.KafkaError, OSError) as error:
+            raise self._raised(error, "tried to stay in") from error.__cause__
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Never moves backwards. Raises RetryableLogError when a partition is not ours any more."""
+        ahead = self._log._ahead_of(self._group, offsets)
+        wanted = {kafka.TopicPartition(*at): OffsetAndMetadata(offset, "", -1) for at, offset in ahead.items()}
+        try:
+            if wanted:
+                self._consumer.commit(wanted)
+        except _GONE as error:
+            raise RetryableLogError(
+                f"{self._log.address}: tried to commit offsets of group {self._group}, found that it took us for dead "
+                f"({type(error).__name__})"
+            ) from None
+        except (errors.KafkaError, OSError) as error:
+            raise error_of(error, self._log.address, f"tried to commit offsets of group {self._group}") from None
+
+    def close(self) -> None:
+        """Leave."""
+        try:
+            self._consumer.close(autocommit=False, timeout_ms=5_000)
+        except (errors.KafkaError, OSError) as error:
+            raise self._raised(error, "tried to leave") from error.__cause__
+
+    def _raised(self, error: Exception, tried: str) -> BaseException:
+        """kafka-python wraps what a listener raises."""
+        return error.__cause__ or error_of(error, self._log.address, f"{tried} group {self._group}")
+
+
+class _Own(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Which partitions are ours, in our words."""
+
+    def __init__(self, listener: Listener, pause: Callable[[Collection[tuple[str, int]]], None]) -> None:
+        self.partitions: set[TopicPartition] = set()
+        self._listener = listener
+        self._pause = pause
+
+    def on_partitions_assigned(self, assigned: Collection[tuple[str, int]]) -> None:
+        self._pause(assigned)
+        new = {TopicPartition(*each) for each in assigned} - self.partitions
+        self.partitions |= new
+        if new:
+            self._listener.assigned(new)
+
+    def on_partitions_revoked(self, revoked: Collection[tuple[str, int]]) -> None:
+        gone = {TopicPartition(*each) for each in revoked} & self.partitions
+        self.partitions -= gone
+        if gone:
+            self._listener.revoked(gone)
+
+    def on_partitions_lost(self, lost: Collection[tuple[str, int]]) -> None:
+        gone = {TopicPartition(*each) for each in lost} & self.partitions
+        self.partitions -= gone
+        if gone:
+            self._listener.lost(gone)

@@ -1,0 +1,200 @@
+"""A `LogWriter` on Kafka: librdkafka's producer (confluent-kafka), and its consumer for the ends of partitions.
+
+This client is here for its price alone: 2 to 3 us of CPU a record where kafka-python's producer takes 16
+(docs/decisions/0001-kafka-clients.md). It is small, too: a connector imports no table library.
+
+What a partition has is always what was sent to it, in order, up to some record. A record never times out while later
+ones go through; when Kafka refuses one for good the producer stops (`enable.gapless.guarantee`); and `close` throws
+away what was not delivered. Were a record missing before later ones, then after the repetition that follows a failure
+it would look like one that landed long ago.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, murmur2
+
+from streaming.kafka_config import MAX_RECORD_BYTES, KafkaAddress, TopicShape, confluent_options
+from streaming.kafka_refusals import refusal
+from streaming.kafka_tails import Tails
+from streaming.kafka_topics import make_missing, topic_partitions
+from streaming.log_writer import LogError, Record, RetryableLogError
+
+__all__ = ["KafkaWriter"]
+
+logger = logging.getLogger(__name__)
+# Each producer would say that enable.gapless.guarantee is experimental.
+logger.addFilter(lambda entry: "CONFWARN" not in entry.getMessage())
+
+_PATIENCE_S = 15.0
+_POLL_S = 0.05
+# lz4 takes less CPU than sending what it saves, on the broker too; zstd costs a quarter more.
+_OPTIONS: Mapping[str, str | int | bool] = {
+    "client.id": "headwater",
+    "enable.idempotence": True,
+    "enable.gapless.guarantee": True,
+    "acks": "all",
+    "message.timeout.ms": 0,
+    "message.max.bytes": MAX_RECORD_BYTES,
+    "compression.type": "lz4",
+    "partitioner": "murmur2",
+    "sticky.partitioning.linger.ms": 0,
+    "linger.ms": 2,
+    "queue.buffering.max.messages": 50_000,
+    "queue.buffering.max.kbytes": 32 << 10,
+    "delivery.report.only.error": True,
+    "retry.backoff.ms": 50,
+    "reconnect.backoff.ms": 50,
+    "reconnect.backoff.max.ms": 1_000,
+    "socket.nagle.disable": True,
+    "topic.metadata.refresh.interval.ms": 30_000,
+}
+
+
+class KafkaWriter:
+    """One producer; it has the memory of at most 32 MiB of records that Kafka has not acknowledged yet."""
+
+    def __init__(
+        self, address: KafkaAddress, shape: TopicShape | None = None, *, patience_s: float = _PATIENCE_S
+    ) -> None:
+        """Connects when it is first used. `patience_s`: how long to wait for a broker that acknowledges nothing."""
+        self._address = address
+        self._shape = shape or TopicShape()
+        self._patience_s = patience_s
+        self._counts: dict[str, int] = {}
+        self._failure: LogError | None = None
+        self._last_problem: KafkaError | None = None
+        self._tails: Tails | None = None
+        callbacks = {"on_delivery": self._on_delivery, "error_cb": self._on_problem}
+        self._producer = Producer({**_OPTIONS, **confluent_options(address), **callbacks}, logger=logger)
+        self._produce: Callable[..., None] = self._producer.produce
+
+    def ensure(self, topics: Sequence[str], *, compacted: bool = False) -> None:
+        """Make the topics that do not exist yet, with our settings; those that exist keep theirs.
+
+        Raises PermanentLogError when one that has to be compacted is not, RetryableLogError.
+        """
+        made = make_missing(self._address, self._producer, topics, self._shape, compacted, self._patience_s)
+        self._counts.update(made)
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions the topic has. Raises UnknownTopicError, RetryableLogError."""
+        if topic not in self._counts:
+            self._counts[topic] = topic_partitions(self._producer, self._address, topic, self._patience_s)
+        return self._counts[topic]
+
+    def partition(self, topic: str, key: bytes | None) -> int:
+        """Kafka's own choice for keys (murmur2, as Java's producer); records without a key all have the same."""
+        chosen: int = murmur2(key or b"", self.partitions(topic))
+        return chosen
+
+    def send(
+        self, topic: str, key: bytes | None, value: bytes | None, timestamp_us: int, partition: int | None = None
+    ) -> None:
+        """Queue a record; waits while 32 MiB or 50,000 records are queued.
+
+        `timestamp_us` is kept in whole milliseconds and is at least one (librdkafka takes 0 for now). Raises
+        RecordTooLargeError (the record was not queued, the writer goes on), RetryableLogError.
+        """
+        try:
+            self._produce(
+                topic, value, key, -1 if partition is None else partition, timestamp=timestamp_us // 1000 or 1
+            )
+        except (BufferError, KafkaException):
+            self._send_patiently(topic, key, value, timestamp_us // 1000 or 1, -1 if partition is None else partition)
+
+    def flush(self) -> None:
+        """Return when everything sent is on a majority of its brokers.
+
+        Raises RetryableLogError when they acknowledge nothing for `patience_s`, and whatever Kafka refused.
+        """
+        left, until = len(self._producer), time.monotonic() + self._patience_s
+        while left:
+            before, left = left, self._producer.flush(_POLL_S)
+            if self._failure is not None:
+                break
+            if left < before:
+                until = time.monotonic() + self._patience_s
+            elif left and time.monotonic() > until:
+                raise self._spent(self._away(f"{left} records that were sent are not acknowledged"))
+        if self._failure is not None:
+            raise self._failure
+
+    def tails(self, topic: str, records: int = 2) -> Mapping[int, Sequence[Record]]:
+        """The last `records` records of each partition, oldest first; no entry for an empty partition or topic.
+
+        Raises RetryableLogError.
+        """
+        if self._tails is None:
+            self._tails = Tails(self._address, self._patience_s)
+        return self._tails.read(topic, records)
+
+    def close(self) -> None:
+        """Throw away what is not acknowledged, and disconnect."""
+        self._spent(RetryableLogError(f"{self._address}: this writer is closed"))
+        self._producer.flush(_POLL_S)
+        self._producer.close()
+        if self._tails is not None:
+            self._tails.close()
+            self._tails = None
+
+    def _send_patiently(self, topic: str, key: bytes | None, value: bytes | None, time_ms: int, partition: int) -> None:
+        """Again, until there is room for it; `patience_s` counts from the last acknowledgement."""
+        left, until = len(self._producer), time.monotonic() + self._patience_s
+        while self._failure is None:
+            try:
+                return self._produce(topic, value, key, partition, timestamp=time_ms)
+            except KafkaException as error:
+                raise self._refused_at_once(error.args[0], topic, key, value) from None
+            except BufferError:
+                self._producer.poll(_POLL_S)
+            before, left = left, len(self._producer)
+            if left < before:
+                until = time.monotonic() + self._patience_s
+            elif time.monotonic() > until:
+                raise self._spent(self._away(f"no record is acknowledged while {left} wait"))
+        raise self._failure
+
+    def _refused_at_once(self, error: KafkaError, topic: str, key: bytes | None, value: bytes | None) -> LogError:
+        """What librdkafka itself refuses; only a record that is too large leaves the rest as it was."""
+        self._producer.poll(0)  # why it stopped, if it did
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE or self._failure is None:
+            found = refusal(error, self._address, topic=topic, key=key, size=len(value or b"") + len(key or b""))
+            return found if error.code() == KafkaError.MSG_SIZE_TOO_LARGE else self._spent(found)
+        return self._failure
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        """Only for what was not delivered; the first says why, the others follow from it."""
+        if error is not None and self._failure is None:
+            self._spent(
+                refusal(
+                    error, self._address, topic=message.topic(), key=message.key(), size=len(message.value() or b"")
+                )
+            )
+
+    def _on_problem(self, error: KafkaError) -> None:
+        """Connections that fail, which librdkafka goes on to try; fatal is what stops the producer."""
+        self._last_problem = error
+        if error.fatal() and self._failure is None:
+            self._spent(refusal(error, self._address))
+
+    def _spent(self, error: LogError) -> LogError:
+        """Nothing is sent from now on."""
+        if self._failure is None:
+            self._failure, self._produce = error, _full
+            self._producer.purge(blocking=False)
+        return self._failure
+
+    def _away(self, found: str) -> LogError:
+        problem = self._last_problem
+        if problem is not None:
+            return refusal(problem, self._address, after=f"{found} for {self._patience_s:g} s")
+        return RetryableLogError(f"{self._address}: {found} for {self._patience_s:g} s")
+
+
+def _full(*record: object, timestamp: int) -> None:
+    """What takes the place of a producer that is spent: `send` then looks for the reason."""
+    raise BufferError
