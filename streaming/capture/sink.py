@@ -82,6 +82,7 @@ class Sink:
         topic: Callable[[str], str],
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        """`database`: empty where a table's schema is its database (MariaDB)."""
         self.system, self.epoch, self.writer, self.history = system, epoch, writer, history
         self.tables: dict[str, Table] = {}
         self.position = 0
@@ -121,13 +122,15 @@ class Sink:
             table = Table(schema, topic, self.writer.partitions(topic), version, b"")
             self.tables[schema.name] = table
             self._learn_floor(topic, table.partitions)
+        if table.window is not None and table.schema.key != schema.key:
+            table.window.overflowed = True  # it has keys of another form than the chunk's
         table.schema, table.version, table.tx = schema, version, -1
         fixed = {
             "version": _VERSION,
             "connector": self._connector,
             "name": self.system,
-            "db": self._database,
-            "schema": schema.schema,
+            "db": self._database or schema.schema,
+            **({"schema": schema.schema} if self._database else {}),
             "table": schema.table,
         }
         table.source = json.dumps(fixed, separators=(",", ":")).encode()[:-1]

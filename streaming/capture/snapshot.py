@@ -125,6 +125,8 @@ class Snapshotter:
                 return
             if self._sink.position < chunk.high:
                 return
+            if chunk.schema is not None and chunk.schema != table.schema:
+                self._sink.schema(chunk.schema)
         if table.schema.key:
             self._finish(request, chunk, self._sink.read(table, self._fresh(table, chunk), self._sink.position))
         else:
@@ -132,8 +134,9 @@ class Snapshotter:
 
     @staticmethod
     def _unusable(request: _Request, chunk: Chunk) -> bool:
-        window = request.table.window
-        return window is None or window.overflowed or bool(chunk.in_progress & request.streamed)
+        window, schema = request.table.window, request.table.schema
+        rekeyed = chunk.schema is not None and chunk.schema.key != schema.key
+        return window is None or window.overflowed or rekeyed or bool(chunk.in_progress & request.streamed)
 
     @staticmethod
     def _fresh(table: Table, chunk: Chunk) -> Iterator[tuple[bytes | None, bytes]]:

@@ -24,7 +24,7 @@ class Chunk:
     the stream must have passed before the rows may be emitted: then everything that `sees` has been streamed.
     `sees(tx, commit)`: whether the snapshot saw that transaction (as given to `Sink.begin`). `in_progress`:
     transactions that had not ended, as the snapshot found it; one of them that was streamed before the chunk was asked
-    for makes the chunk unusable.
+    for makes the chunk unusable. `schema`: what the table looked like to the snapshot; None: as the stream knows it.
     """
 
     rows: Iterable[tuple[bytes | None, bytes]]
@@ -32,6 +32,7 @@ class Chunk:
     high: int
     sees: Callable[[int, int], bool]
     in_progress: frozenset[int] = frozenset()
+    schema: TableSchema | None = None
 
 
 @dataclass(frozen=True)
