@@ -76,7 +76,12 @@ def parse_address(url: str, *, password: str = "", password_file: Path | None = 
 
     `password` and `password_file` count when the URL has no password.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its text may show what stands before the @
+        raise AddressError(
+            "the database URL cannot be read: percent-encode what is neither letter nor digit in user and password"
+        ) from None
     account, _, hosts = parts.netloc.rpartition("@")
     user, _, inside = account.partition(":")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -92,8 +97,11 @@ def parse_address(url: str, *, password: str = "", password_file: Path | None = 
 
 
 def shown(url: str) -> str:
-    """The URL as it may be shown: with stars for its password."""
-    parts = urlsplit(url)
+    """The URL as it may be shown: with stars for its password, and all stars when it cannot be read."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return _HIDDEN
     account, at, hosts = parts.netloc.rpartition("@")
     user, colon, inside = account.partition(":")
     netloc = f"{user}{colon}{_HIDDEN if inside else ''}{at}{hosts}"

@@ -1,4 +1,4 @@
-"""The row of the documented table of types: what each database's column becomes. Filled by each connector's `rows()`."""
+"""A row of the documented table of types: what a database's column becomes. Each connector has `rows()` of them."""
 
 from __future__ import annotations
 
