@@ -87,7 +87,7 @@ def open_shop(database: Database) -> None:
 
 def _insert(database: Database, table: str, rows: Sequence[Sequence[Any]], *, ignore: bool = False) -> int:
     """One statement, whatever the number of rows."""
-    values = ", ".join(f"({', '.join(['%s'] * len(row))})" for row in rows)
+    values = ", ".join(f"({_marks(row)})" for row in rows)
     word = "INSERT IGNORE INTO" if ignore and database.dialect == "mariadb" else "INSERT INTO"
     suffix = " ON CONFLICT DO NOTHING" if ignore and database.dialect == "postgresql" else ""
     return database.execute(
@@ -101,6 +101,10 @@ _COLUMNS = {
     "orders": "invoice_no, customer_id, country, kind, refund_status, refunded_gbp, ordered_at, updated_at",
     "order_lines": "invoice_no, line_no, customer_id, stock_code, quantity, unit_price_gbp, invoiced_at",
 }
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join(["%s"] * len(values))
 
 
 def _now() -> datetime:
@@ -209,10 +213,9 @@ class Trader:
     def _add_lines(self, order: _Order, first: int, count: int) -> None:
         codes = [self._random.choice(self._products) for _ in range(count)]
         quantities = [self._random.randint(1, 24) for _ in range(count)]
-        marks = ", ".join(["%s"] * count)
         prices = dict(
             self._database.query(
-                f"SELECT stock_code, list_price_gbp FROM products WHERE stock_code IN ({marks})", codes
+                f"SELECT stock_code, list_price_gbp FROM products WHERE stock_code IN ({_marks(codes)})", codes
             )
         )
         now = _now()
@@ -262,14 +265,23 @@ class Trader:
     def _taken_back(self) -> _Order:
         """An order of ours, not refunded in full yet, locked; a new one if none is found."""
         for _ in range(min(5, len(self._recent))):
-            found = self._database.query(
-                "SELECT invoice_no, customer_id, country FROM orders WHERE invoice_no = %s AND kind = 'sale' "
-                "AND refund_status <> 'full' FOR UPDATE",
-                [self._random.choice(self._recent)],
-            )
-            if found:
-                return _Order(*found[0])
+            if order := self._locked(self._random.choice(self._recent)):
+                return order
         return self._new_order()
+
+    def _locked(self, invoice_no: str) -> _Order | None:
+        """The customer first, as whoever re-codes one does; then the order, if it still is theirs."""
+        seen = self._database.query("SELECT customer_id FROM orders WHERE invoice_no = %s", [invoice_no])
+        theirs = "IS NULL" if seen == [(None,)] else f"= {int(seen[0][0])}" if seen else None
+        if theirs is None:
+            return None
+        self._database.query(f"SELECT customer_id FROM customers WHERE customer_id {theirs} {self._share}")
+        found = self._database.query(
+            "SELECT invoice_no, customer_id, country FROM orders WHERE invoice_no = %s AND kind = 'sale' "
+            f"AND refund_status <> 'full' AND customer_id {theirs} FOR UPDATE",
+            [invoice_no],
+        )
+        return _Order(*found[0]) if found else None
 
     def _part_refund(self) -> None:
         self._refund("partial")
@@ -325,33 +337,34 @@ class Trader:
 
     def _bulk_update(self) -> None:
         codes = sorted(self._random.sample(self._products, min(_BULK_ROWS, len(self._products))))
-        marks = ", ".join(["%s"] * len(codes))
         self._write(
-            f"UPDATE products SET list_price_gbp = list_price_gbp * %s, updated_at = %s WHERE stock_code IN ({marks})",
+            "UPDATE products SET list_price_gbp = list_price_gbp * %s, updated_at = %s "
+            f"WHERE stock_code IN ({_marks(codes)})",
             [self._random.choice([0.97, 1.03]), _now(), *codes],
         )
 
     def _recoded_customer(self) -> None:
-        """The primary key changes, and with it every order of the customer."""
-        for _ in range(5):
-            old, _ = self._customer("FOR UPDATE")
-            if (
-                self._database.query("SELECT count(*) FROM orders WHERE customer_id = %s", [old])[0][0]
-                <= _RECODED_ORDERS
-            ):
-                break
-        else:
-            old, _ = self._new_customer()
+        """The primary key changes, and with it every order of the customer and its lines."""
+        old, invoices = self._one_to_recode()
         self._number += 1
         new = self._worker_base + self._number
         self._write("UPDATE customers SET customer_id = %s, updated_at = %s WHERE customer_id = %s", [new, _now(), old])
-        for table in ("order_lines", "orders"):
+        for table in ("orders", "order_lines") if invoices else ():
             self._write(
-                f"UPDATE {table} SET customer_id = %s WHERE invoice_no IN "
-                "(SELECT invoice_no FROM (SELECT invoice_no FROM orders WHERE customer_id = %s) AS theirs)",
-                [new, old],
+                f"UPDATE {table} SET customer_id = %s WHERE invoice_no IN ({_marks(invoices)})", [new, *invoices]
             )
         self._remember(self._customers, new)
+
+    def _one_to_recode(self) -> tuple[int, list[str]]:
+        """A customer of few orders, locked, and those orders."""
+        for _ in range(5):
+            customer_id, _ = self._customer("FOR UPDATE")
+            theirs = self._database.query(
+                f"SELECT invoice_no FROM orders WHERE customer_id = %s LIMIT {_RECODED_ORDERS + 1}", [customer_id]
+            )
+            if len(theirs) <= _RECODED_ORDERS:
+                return customer_id, [row[0] for row in theirs]
+        return self._new_customer()[0], []
 
     def _recoded_product(self) -> None:
         old, new = self._random.choice(self._products), self._next("N")

@@ -29,7 +29,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 # A worker that fell behind, or wrote many rows at once, makes up for no more than that.
 _PACED_S = 1.0
 _LOCK_WAIT_S = 3
-_REJECTED_IN_A_ROW = 50
+_REJECTED_IN_A_ROW = 20
 
 
 @dataclass(frozen=True)
