@@ -148,7 +148,9 @@ class _Attempt:
         for schema in schemas:
             sink.schema(schema)
         known = checkpoint.tables if checkpoint else {}
-        progress = {schema.name: known.get(schema.name, TableProgress()) for schema in schemas}
+        # What the log has of a table without a checkpoint for it may be of rows that were deleted since.
+        fresh = {schema.name: TableProgress("void" if sink.holds(schema.name) else "pending") for schema in schemas}
+        progress = {name: known.get(name, begun) for name, begun in fresh.items()}
         self._source.open(sink, checkpoint)
         self._saved = Checkpoint(identity, sink.resume, sink.position, epoch, dict(progress))
         self._snapshotter = Snapshotter(self._source, sink, progress, chunk_rows=options.chunk_rows, say=capture._say)

@@ -144,6 +144,10 @@ class Sink:
             self._floors[topic] = floors
             self._catching_up = True
 
+    def holds(self, name: str) -> bool:
+        """Whether the log held changes of the table when it was made known; ask before anything is streamed."""
+        return self.tables[name].topic in self._floors
+
     def begin(self, tx: int, tx_id: bytes, commit: int, event_us: int, tx_source: bytes) -> None:
         """A transaction begins. `tx`: as `Chunk.sees` knows it; `tx_id`: Debezium's transaction.id; `commit`: its
         label.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -24,7 +25,7 @@ from streaming.postgres.connect import Server, result_error, wait_readable, wait
 from streaming.postgres.decoders import Decoder, compile_decoder, unescaped
 from streaming.postgres.description import Description, named, schema_of
 from streaming.postgres.pgoutput import parse_lsn
-from streaming.postgres.types import TypeCatalog
+from streaming.postgres.types import ColumnType, TypeCatalog
 
 __all__ = ["ChunkReader"]
 
@@ -53,6 +54,18 @@ FROM pg_catalog.pg_stat_activity WHERE backend_xid::text::int8 < (%s::int8 & 429
 """
 
 
+@dataclass(frozen=True)
+class _Sees:
+    """Whether a snapshot saw a transaction."""
+
+    xmin: int
+    xmax: int
+    running: frozenset[int]
+
+    def __call__(self, tx: int, _: int) -> bool:
+        return tx < self.xmin or (tx < self.xmax and tx not in self.running)
+
+
 class ChunkReader:
     """Reads chunks over a connection of its own. `read` is called from one thread, `interrupt` from any."""
 
@@ -77,8 +90,8 @@ class ChunkReader:
         self._interrupted = threading.Event()
         self._decoders: dict[TableSchema, Decoder] = {}
 
-    def read(self, name: str, cursor: tuple[Any, ...] | None, limit: int) -> tuple[Chunk, TableSchema | None]:
-        """The chunk, and what the table looked like in it; None when there is no such table. Raises Retryable, Halt."""
+    def read(self, name: str, cursor: tuple[Any, ...] | None, limit: int) -> Chunk:
+        """The rows after the cursor; none when the table is gone. Raises Retryable, Halt."""
         try:
             return self._read(self._ready(), name, cursor, limit)
         except psycopg.Error as error:
@@ -116,33 +129,48 @@ class ChunkReader:
 
     def _read(
         self, connection: psycopg.Connection[tuple[Any, ...]], name: str, cursor: tuple[Any, ...] | None, limit: int
-    ) -> tuple[Chunk, TableSchema | None]:
+    ) -> Chunk:
         self._wait_for_the_fence(connection)
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         # The lock before the snapshot: a table that is rewritten in between looks empty to an older snapshot.
         found = self._locked(connection, name)
         ((xmin, xmax, running),) = connection.execute(_SNAPSHOT_SQL).fetchall()
+        chunk = Chunk([], None, 0, _Sees(xmin, xmax, frozenset(running)), self._in_progress(xmax, running))
         if found is None:
+            self._say(f"{name} is gone: nothing is left to read of it")
             connection.execute("COMMIT")
-            return self._chunk(connection, [], None, xmin, xmax, running), None
+            return replace(chunk, high=self._watermark(connection))
         schema, kinds = schema_of(self._query, self._types, found)
-        decoder = self._decoders.get(schema)
-        if decoder is None:
-            columns = [(column.name, kind) for column, kind in zip(schema.columns, kinds, strict=True)]
-            decoder = self._decoders[schema] = compile_decoder(columns, schema.key)
+        chunk = replace(chunk, schema=schema)
+        decoder = self._decoder(schema, kinds)
         if not schema.key:
             connection.execute("SET LOCAL statement_timeout = 0")  # it takes as long as the log takes its rows
             # They are read while they are emitted; this connection is free for the watermark only afterwards.
-            rows = self._arriving(connection, self._statement(found, None, 0), decoder)
+            arriving = self._arriving(connection, self._statement(found, None, 0), decoder)
             with self._server.session(statement_timeout_s=60) as other:
-                return self._chunk(other, rows, None, xmin, xmax, running), schema
-        versions = self._collations(connection, found)
+                return replace(chunk, rows=arriving, high=self._watermark(other))
+        versions = self._collations(found)
         after = cursor[1:] if cursor and cursor[0] == versions else None
         lines = list(self._lines(connection, self._statement(found, after, limit)))
         connection.execute("COMMIT")
         last = (versions, *self._last_key(lines[-1], found)) if len(lines) == limit else None
-        read = [decoder.copied(line) for line in lines]
-        return self._chunk(connection, read, last, xmin, xmax, running), schema
+        rows = [decoder.copied(line) for line in lines]
+        return replace(chunk, rows=rows, cursor=last, high=self._watermark(connection))
+
+    def _decoder(self, schema: TableSchema, kinds: Sequence[ColumnType]) -> Decoder:
+        found = self._decoders.get(schema)
+        if found is None:
+            columns = [(column.name, kind) for column, kind in zip(schema.columns, kinds, strict=True)]
+            found = self._decoders[schema] = compile_decoder(columns, schema.key)
+        return found
+
+    def _in_progress(self, xmax: int, running: Sequence[int]) -> frozenset[int]:
+        """Transactions that had not ended for the snapshot.
+
+        A transaction is streamed a moment before it counts as ended, and until then the snapshot's xmax may lie below
+        it: from there up all that were streamed are in progress.
+        """
+        return frozenset(running) | frozenset(range(xmax, self._highest() + 1))
 
     def _query(self, statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         assert self._connection is not None
@@ -174,7 +202,7 @@ class ChunkReader:
             return None
         return named(self._query, [name]).get(name)
 
-    def _collations(self, connection: psycopg.Connection[tuple[Any, ...]], found: Description) -> str:
+    def _collations(self, found: Description) -> str:
         actual = "pg_database_collation_actual_version(d.oid)" if self._version >= 150_000 else "NULL::text"
         rows = self._query(_COLLATIONS_SQL.format(actual=actual), (found.oid, list(found.key)))
         return ",".join(sorted(f"{name}={version or ''}" for name, version in rows))
@@ -257,28 +285,8 @@ class ChunkReader:
             raise psycopg.OperationalError(f"the server has said nothing for {_SILENCE_S:.0f} s")
         connection.pgconn.consume_input()
 
-    def _chunk(
-        self,
-        connection: psycopg.Connection[tuple[Any, ...]],
-        rows: Any,
-        cursor: tuple[Any, ...] | None,
-        xmin: int,
-        xmax: int,
-        running: Sequence[int],
-    ) -> Chunk:
-        """With its watermark, written after the snapshot was taken."""
-        in_progress = frozenset(running)
-        # A transaction is streamed a moment before it counts as ended, and until then the snapshot's xmax may lie below
-        # it: from there up all are in progress as far as the snapshot knows.
-        beyond = range(xmax, self._highest() + 1)
-
-        def sees(tx: int, _: int) -> bool:
-            return tx < xmin or (tx < xmax and tx not in in_progress)
-
-        return Chunk(rows, cursor, self._watermark(connection), sees, in_progress | frozenset(beyond))
-
     def _watermark(self, connection: psycopg.Connection[tuple[Any, ...]]) -> int:
-        """Positions are of the last byte, see `source`."""
+        """A position after the snapshot that the stream will reach; of its last byte, as the sink's (see `reader`)."""
         try:
             ((position,),) = connection.execute(_WATERMARK_SQL).fetchall()
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):

@@ -130,8 +130,8 @@ class PostgresSource:
 
     def read_chunk(self, table: str, cursor: tuple[Any, ...] | None, limit: int) -> Chunk:
         """Rows in key order; see `chunks`."""
-        chunk, schema = self._opened.chunks.read(table, cursor, limit)
-        self._opened.watch.was_read(table, schema, chunk.high)
+        chunk = self._opened.chunks.read(table, cursor, limit)
+        self._opened.watch.was_read(table, chunk)
         return chunk
 
     def interrupt(self) -> None:

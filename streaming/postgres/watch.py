@@ -14,6 +14,7 @@ from typing import Any
 
 from streaming.capture.errors import Retryable
 from streaming.capture.sink import Sink
+from streaming.capture.source import Chunk
 from streaming.capture.tables import TableSchema
 from streaming.postgres.description import Description
 
@@ -72,14 +73,11 @@ class Watch:
             del self.marks[known]
             self._keep()
 
-    def was_read(self, name: str, schema: TableSchema | None, high: int) -> None:
-        """A chunk has found the table like this, its rows to be emitted from `high` on. From any thread."""
-        if schema is None:
-            self._say(f"{name} is gone: nothing of it is left to read")
-            return
+    def was_read(self, name: str, chunk: Chunk) -> None:
+        """A chunk found the table as it says; the stream has to know of it before its rows go out. From any thread."""
         table = self._sink.tables.get(name)
-        if table is None or table.schema != schema:
-            self._read.append((high, schema))
+        if chunk.schema is not None and (table is None or table.schema != chunk.schema):
+            self._read.append((chunk.high, chunk.schema))
 
     def compare(
         self, wanted: Iterable[str], found: Mapping[str, Description], published: Mapping[str, bool], position: int
