@@ -10,18 +10,18 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from streaming.capture.checkpoint import Checkpoint, TableProgress, state_topic
-from streaming.capture.errors import Halt, Retryable
+from streaming.capture.errors import AnotherServer, Halt, Retryable
 from streaming.capture.sink import Sink
 from streaming.capture.snapshot import Snapshotter
 from streaming.capture.source import Retained, Source
-from streaming.capture.tables import SchemaHistory, schemas_topic
+from streaming.capture.tables import SchemaHistory, TableSchema, schemas_topic
 from streaming.log_writer import LogWriter
 
 __all__ = ["Capture", "Options", "Status"]
@@ -132,14 +132,16 @@ class _Attempt:
         system, options = self._source.system, self._options
         writer.ensure([state_topic(system), schemas_topic(system)], compacted=True)
         checkpoint = None if capture.from_scratch else Checkpoint.load(system, writer)
-        identity = self._source.identify()
+        identity, anew = self._source.identify(), capture.from_scratch
         epoch = checkpoint.epoch if checkpoint else 1
-        if checkpoint and dict(checkpoint.identity) != dict(identity):
+        try:
+            schemas = self._prepared(checkpoint, identity)
+        except AnotherServer:
             if not options.accept_identity:
-                raise _another_server(checkpoint.identity, identity)
+                raise
             capture._say("another server was accepted: every table is read again")
-            checkpoint, epoch = None, epoch + 1
-        schemas = self._source.prepare(checkpoint)
+            checkpoint, anew = None, True
+            schemas = self._source.prepare(None)
         history = SchemaHistory.load(system, _bodies(writer, schemas_topic(system)))
         sink = Sink(
             system, self._source.connector, capture._database, writer, history, epoch=epoch, topic=capture._topic
@@ -147,14 +149,21 @@ class _Attempt:
         self._sink = sink
         for schema in schemas:
             sink.schema(schema)
+        if anew:  # places of another history, or of this one after it was reset, are not to be compared
+            sink.epoch = max(_last_epoch(system, writer), sink.logged_epoch) + 1
         known = checkpoint.tables if checkpoint else {}
         # What the log has of a table without a checkpoint for it may be of rows that were deleted since.
         fresh = {schema.name: TableProgress("void" if sink.holds(schema.name) else "pending") for schema in schemas}
         progress = {name: known.get(name, begun) for name, begun in fresh.items()}
         self._source.open(sink, checkpoint)
-        self._saved = Checkpoint(identity, sink.resume, sink.position, epoch, dict(progress))
+        self._saved = Checkpoint(identity, sink.resume, sink.position, sink.epoch, dict(progress))
         self._snapshotter = Snapshotter(self._source, sink, progress, chunk_rows=options.chunk_rows, say=capture._say)
         return sink, self._snapshotter
+
+    def _prepared(self, checkpoint: Checkpoint | None, identity: Mapping[str, str]) -> Sequence[TableSchema]:
+        if checkpoint and dict(checkpoint.identity) != dict(identity):
+            raise AnotherServer(_differences(checkpoint.identity, identity))
+        return self._source.prepare(checkpoint)
 
     def _loop(self, capture: Capture, sink: Sink, snapshotter: Snapshotter, stop: threading.Event) -> None:
         options = self._options
@@ -233,14 +242,17 @@ class _Attempt:
         )
 
 
-def _another_server(known: Mapping[str, str], found: Mapping[str, str]) -> Halt:
-    changed = [f"{name} was {known.get(name)}, is {value}" for name, value in found.items() if known.get(name) != value]
-    return Halt(
-        f"this is another server than the one captured so far: {'; '.join(changed)}",
-        "Point HEADWATER_SHOP_URL at the former one, or accept the new one with `--accept-identity`: every table is "
-        "then read again",
-        "another_server",
-    )
+def _last_epoch(system: str, writer: LogWriter) -> int:
+    """The checkpoint's; 0 when there is none that can be read."""
+    try:
+        checkpoint = Checkpoint.load(system, writer)
+    except Halt:
+        return 0
+    return checkpoint.epoch if checkpoint else 0
+
+
+def _differences(known: Mapping[str, str], found: Mapping[str, str]) -> str:
+    return "; ".join(f"{name} was {known.get(name)}, is {now}" for name, now in found.items() if known.get(name) != now)
 
 
 def _bodies(writer: LogWriter, topic: str) -> list[Any]:

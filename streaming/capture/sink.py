@@ -148,6 +148,11 @@ class Sink:
         """Whether the log held changes of the table when it was made known; ask before anything is streamed."""
         return self.tables[name].topic in self._floors
 
+    @property
+    def logged_epoch(self) -> int:
+        """The highest epoch at the ends of the log's partitions; 0 when there are no changes."""
+        return max((floor[0] for floors in self._floors.values() for floor in floors if floor), default=0)
+
     def begin(self, tx: int, tx_id: bytes, commit: int, event_us: int, tx_source: bytes) -> None:
         """A transaction begins. `tx`: as `Chunk.sees` knows it; `tx_id`: Debezium's transaction.id; `commit`: its
         label.
