@@ -24,11 +24,11 @@ CATALOG = Path(__file__).resolve().parents[2] / "catalog"
 
 
 def run(lines: pa.Table, sources: Sequence[Source], home: Path) -> None:
-    """A replay in slices of 1,500 lines, then each table in batches of 450 changes."""
+    """A replay in slices of 1,500 lines, then each table in batches of 300 changes."""
     with SqliteLog(home / "log.db") as log:
         replay(lines, log, home / "replay.json", slice_lines=1_500)
         for source in sources:
-            land(source, log, Lake(home / "lake"), 450)
+            land(source, log, Lake(home / "lake"), 300)
 
 
 if __name__ == "__main__":
