@@ -26,6 +26,7 @@ _AWAY = ("08", "57P", "53")  # connection lost, shutting down or starting up, ou
 _MARIADB_CONFLICTS = (1205, 1213, 1020)
 # Too many connections, shutting down, killed, no connection (2002 to 2055 are the client's).
 _MARIADB_AWAY = (0, 1040, 1053, 1152, 1159, 1160, 1161, 1184, 1203, 1317, 1927, 2002, 2003, 2006, 2013, 2014, 2055)
+_TLS_MODES = ("disabled", "preferred", "required", "verify_ca", "verify_identity")
 _SQL_MODE = "STRICT_ALL_TABLES,NO_BACKSLASH_ESCAPES,NO_ENGINE_SUBSTITUTION"
 
 
@@ -212,17 +213,36 @@ class _MariaDB(_Connected):
 
 
 def _mariadb_place(address: Address) -> dict[str, Any]:
-    """The client's parameters. Of the URL's options `ssl_ca` is a file that the server's certificate must come from."""
-    place: dict[str, Any] = {
+    """The client's parameters, with TLS as the URL's options `ssl` (a mode) and `ssl_ca` (a file) ask for it."""
+    options = address.options
+    mode = options.get("ssl", "verify_identity" if "ssl_ca" in options else "preferred")
+    if mode not in _TLS_MODES or options.keys() - {"ssl", "ssl_ca"}:
+        raise AddressError(
+            f"{address}: found options {dict(options)}, allowed are ssl={'|'.join(_TLS_MODES)} and ssl_ca=FILE"
+        )
+    return {
         "host": address.host,
         "port": address.port or 3306,
         "user": address.user,
         "password": address.password() or "",
         "database": address.database,
+        **_tls(mode, options.get("ssl_ca")),
     }
-    if ca := address.options.get("ssl_ca"):
-        place |= {"ssl_ca": ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
-    return place
+
+
+def _tls(mode: str, authority: str | None) -> dict[str, Any]:
+    import ssl
+
+    if mode in ("disabled", "preferred"):
+        return {"ssl_disabled": True} if mode == "disabled" else {}
+    try:
+        context = ssl.create_default_context(cafile=authority)
+    except OSError as error:
+        raise AddressError(f"the certificate {authority} cannot be read: {error}; set ssl_ca to one that can") from None
+    context.check_hostname = mode == "verify_identity"
+    if mode == "required":
+        context.verify_mode = ssl.CERT_NONE
+    return {"ssl": context}
 
 
 @contextmanager

@@ -26,8 +26,8 @@ from streaming.shop_database.trade import DECK, LONG, CalledOff, Trader, open_sh
 __all__ = ["Totals", "Workload"]
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
-# A worker that fell behind, or wrote many rows at once, makes up for no more than that.
-_PACED_S = 1.0
+# A worker that fell behind makes up for no more than that, and one that wrote many rows at once waits no longer.
+_BEHIND_S, _AHEAD_S = 1.0, 3.0
 _LOCK_WAIT_S = 3
 _REJECTED_IN_A_ROW = 20
 
@@ -176,7 +176,7 @@ class _Worker:
 
     def _wait(self, rows: int) -> None:
         now = time.monotonic()
-        self._due = min(max(self._due + rows / self._rate, now - _PACED_S), now + _PACED_S)
+        self._due = min(max(self._due + rows / self._rate, now - _BEHIND_S), now + _AHEAD_S)
         if self._due > now:
             self._stop.wait(self._due - now)
 

@@ -516,6 +516,19 @@ def test_who_waits_too_long_for_another_transaction_meets_a_conflict(url: str, l
             one.execute("INSERT INTO customers SELECT * FROM customers")
 
 
+def test_tls_is_verified_when_asked(tmp_path: Path, databases: Databases) -> None:
+    with started(databases.name, tmp_path, settings={"ssl": "on"}) as server:
+        url, other = server.admin_url, tmp_path / "other.crt"
+        make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        files = ["-keyout", str(tmp_path / "other.key"), "-out", str(other)]
+        subprocess.run([*make, "-subj", "/CN=localhost", *files], check=True, capture_output=True)
+        verify = ("sslmode=verify-full&sslrootcert=", "ssl=verify_identity&ssl_ca=")[databases.name == "mariadb"]
+        with open_database(f"{url}?{verify}{server.certificate}") as database:
+            assert database.query("SELECT 1") == [(1,)]
+        with pytest.raises(Unreachable, match=r"(?i)certificate"):
+            open_database(f"{url}?{verify}{other}")
+
+
 def test_a_shop_that_cannot_open_says_so_at_once(databases: Databases) -> None:
     url = databases.new()
     with pytest.raises(Unreachable):

@@ -194,6 +194,9 @@ def test_values_do_not_run_into_the_next_column() -> None:
 def test_an_address_that_is_no_database_is_refused() -> None:
     with pytest.raises(AddressError, match="allowed are postgresql"):
         open_database("oracle://user@host/shop")
+    for options in ("ssl=perhaps", "tls=on", "ssl_ca=/none"):
+        with pytest.raises(AddressError, match="ssl"):
+            open_database(f"mysql://user@host/shop?{options}")
     for url in ("postgresql://me:secret@127.0.0.1:1/shop", "mysql://me:secret@127.0.0.1:1/shop"):
         with pytest.raises(Unreachable) as refused:
             open_database(url)
