@@ -22,7 +22,7 @@ from streaming.capture.sink import Sink
 from streaming.capture.snapshot import Snapshotter
 from streaming.capture.source import Retained, Source
 from streaming.capture.tables import SchemaHistory, TableSchema, schemas_topic
-from streaming.log_writer import LogWriter
+from streaming.log_writer import LogWriter, RetryableLogError
 
 __all__ = ["Capture", "Options", "Status"]
 
@@ -89,14 +89,18 @@ class Capture:
         with self._requested:
             self._requests.append(table)
 
-    def run(self, stop: threading.Event) -> None:
-        """Capture until `stop` is set. Raises Halt when a person must decide; waits and retries for what passes."""
+    def run(self, stop: threading.Event, *, once: bool = False) -> None:
+        """Capture until `stop` is set; with `once` until what there was at the beginning is in the log.
+
+        Raises Halt when a person must decide, PermanentLogError; waits and retries for what passes.
+        """
         pause = _FIRST_PAUSE_S
         while not stop.is_set():
             attempt = _Attempt(self._source, self._options)
             try:
-                attempt.run(self, stop)
-            except Retryable as error:
+                attempt.run(self, stop, once=once)
+                return
+            except (Retryable, RetryableLogError) as error:
                 pause = _FIRST_PAUSE_S if attempt.progressed else min(2 * pause, _LONGEST_PAUSE_S)
                 wait = pause * random.uniform(0.5, 1)
                 self._say(f"{error}; trying again in {wait:.1f} s")
@@ -115,12 +119,12 @@ class _Attempt:
         self._saved: Checkpoint | None = None
         self._retained: Retained | None = None
 
-    def run(self, capture: Capture, stop: threading.Event) -> None:
+    def run(self, capture: Capture, stop: threading.Event, *, once: bool) -> None:
         writer = capture._open_writer()
         try:
             sink, snapshotter = self._start(capture, writer)
             try:
-                self._loop(capture, sink, snapshotter, stop)
+                self._loop(capture, sink, snapshotter, stop, once=once)
             finally:
                 self._source.interrupt()
                 snapshotter.close()
@@ -165,8 +169,11 @@ class _Attempt:
             raise AnotherServer(_differences(checkpoint.identity, identity))
         return self._source.prepare(checkpoint)
 
-    def _loop(self, capture: Capture, sink: Sink, snapshotter: Snapshotter, stop: threading.Event) -> None:
+    def _loop(
+        self, capture: Capture, sink: Sink, snapshotter: Snapshotter, stop: threading.Event, *, once: bool
+    ) -> None:
         options = self._options
+        end: int | None = None
         flushed = saved = published = measured = time.monotonic()
         self._save(sink, snapshotter)
         capture.from_scratch = False
@@ -188,6 +195,10 @@ class _Attempt:
                 self._take_requests(capture, snapshotter)
                 capture._publish(self.status(None))
                 published = now
+            if once and not snapshotter.busy:
+                end = self._source.retained().end if end is None else end
+                if sink.position >= end:
+                    break
         self._save(sink, snapshotter)
         capture._publish(self.status("stopped"))
 

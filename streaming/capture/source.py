@@ -37,11 +37,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Retained:
-    """What the server keeps for us: bytes behind its end, and the bound at which it would stop (None: unbounded)."""
+    """What the server keeps for us: bytes behind its end, and the bound at which it would stop (None: unbounded).
+
+    `end`: the position at which its history ends by now; a stream that stands there has seen all of it.
+    """
 
     behind_bytes: int
     retained_bytes: int
     limit_bytes: int | None
+    end: int = 0
 
 
 class Source(Protocol):

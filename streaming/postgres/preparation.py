@@ -234,7 +234,7 @@ class Preparation:
         end, limit = self._end()
         kept = max(end - slot.restart, 0)
         left = None if slot.safe_wal_bytes is None else kept + slot.safe_wal_bytes
-        return Look(Retained(max(end - slot.confirmed, 0), kept, left or limit), tables, members, end)
+        return Look(Retained(max(end - slot.confirmed, 0), kept, left or limit, end), tables, members, end)
 
     def _end(self) -> tuple[int, int | None]:
         """The end of the server's log, and how much of it slots may keep."""
