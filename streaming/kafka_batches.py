@@ -132,7 +132,7 @@ def _mark(batch: _Batch) -> int:
     """How a transaction ended: a mark is a record whose key is a version and that, two bytes each."""
     content = _uncompressed(batch)
     data = np.frombuffer(content, np.uint8)
-    _, at = _varints(data, np.array(_starts([(batch, content)])[0]) + 1)
+    _, at = _varints(data, np.array(_starts([(batch, content)])) + 1)
     _, at = _varints(data, at)
     _, key_at = _varints(data, at)
     return int.from_bytes(content[key_at[0] + 2 : key_at[0] + 4], "big")

@@ -30,6 +30,7 @@ _OPTIONS = {
 }
 _AT_ONCE = 10_000
 _WIDER = 8
+_PAUSE_S = 0.05
 
 
 class Tails:
@@ -45,21 +46,32 @@ class Tails:
         self._consumer.close()
 
     def read(self, topic: str, records: int) -> Mapping[int, Sequence[Record]]:
-        """The last `records` records of each partition that has any, oldest first. Raises LogError."""
-        try:
-            bounds = self._bounds(topic)
-            tails: dict[int, Sequence[Record]] = {}
-            back = records
-            while bounds:
-                # Compaction leaves fewer records than offsets: what was too short is read again from further back.
-                found = self._read_from(topic, {p: max(low, high - back) for p, (low, high) in bounds.items()}, records)
-                done = {p for p, (low, high) in bounds.items() if len(found[p]) >= records or high - back <= low}
-                tails |= {p: list(found[p]) for p in done if found[p]}
-                bounds = {p: each for p, each in bounds.items() if p not in done}
-                back *= _WIDER
-            return tails
-        except KafkaException as error:
-            raise refusal(error.args[0], self._address, topic=topic, after="tried to read its end") from None
+        """The last `records` records of each partition that has any, oldest first.
+
+        What passes (the topic was just made, a leader moves) is tried again. Raises LogError.
+        """
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return self._read(topic, records)
+            except KafkaException as error:
+                found = refusal(error.args[0], self._address, topic=topic, after="tried to read its end")
+                if not isinstance(found, RetryableLogError) or time.monotonic() > until:
+                    raise found from None
+            time.sleep(_PAUSE_S)
+
+    def _read(self, topic: str, records: int) -> Mapping[int, Sequence[Record]]:
+        bounds = self._bounds(topic)
+        tails: dict[int, Sequence[Record]] = {}
+        back = records
+        while bounds:
+            # Compaction leaves fewer records than offsets: what was too short is read again from further back.
+            found = self._read_from(topic, {p: max(low, high - back) for p, (low, high) in bounds.items()}, records)
+            done = {p for p, (low, high) in bounds.items() if len(found[p]) >= records or high - back <= low}
+            tails |= {p: list(found[p]) for p in done if found[p]}
+            bounds = {p: each for p, each in bounds.items() if p not in done}
+            back *= _WIDER
+        return tails
 
     def _bounds(self, topic: str) -> dict[int, tuple[int, int]]:
         """First and next offset of each partition that is not empty."""
