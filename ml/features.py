@@ -170,14 +170,14 @@ def _projections(store: FeatureStore, service: str) -> list[tuple[Any, list[str]
 
 def _declared(definition: Any) -> Any:
     """What a Feast object declares, without the instants at which it was made: those differ at every load."""
-    from google.protobuf.json_format import MessageToDict
+    to_dict = importlib.import_module("google.protobuf.json_format").MessageToDict
 
     def timeless(found: Any) -> Any:
         if isinstance(found, dict):
             return {k: timeless(v) for k, v in found.items() if k not in ("createdTimestamp", "lastUpdatedTimestamp")}
         return [timeless(v) for v in found] if isinstance(found, list) else found
 
-    return timeless(MessageToDict(definition.to_proto().spec))
+    return timeless(to_dict(definition.to_proto().spec))
 
 
 def _apply(store: FeatureStore, definitions: Any, registry_path: Path) -> None:
