@@ -141,7 +141,10 @@ def schema_of_relation(
     """
     now = describe(query, relation.oid)
     kinds = types.types(query, [(column.type_oid, column.typmod) for column in relation.columns])
-    not_null = {column.name for column in now.columns if column.not_null} if now else set()
+    if now is not None:
+        not_null = {column.name for column in now.columns if column.not_null}
+    else:  # dropped since
+        not_null = {column.name for column in known.columns if not column.nullable} if known else set()
     columns = tuple(
         CapturedColumn(column.name, kind.name, kind.lake, column.name not in not_null)
         for column, kind in zip(relation.columns, kinds, strict=True)

@@ -83,11 +83,12 @@ class PostgresSource:
         return self._prepared.schemas
 
     def open(self, sink: Sink, checkpoint: Checkpoint | None) -> None:
-        """Start streaming from the checkpoint or, without one, from where the slot stands."""
+        """Start streaming from the checkpoint or, without one, from now: what was before is read from the tables."""
         found, prepared, preparation = self._found, self._prepared, self._preparation
         assert found is not None, "identify comes first"
         assert prepared is not None, "prepare comes second"
-        position = int(checkpoint.resume["lsn"]) if checkpoint else prepared.slot.confirmed
+        now = max(prepared.slot.confirmed, found.identity.position)
+        position = int(checkpoint.resume["lsn"]) if checkpoint else now
         watch = Watch(sink, prepared.marks, prepared.due, self._say)
         relations = Relations(
             preparation.query, preparation.types, sink, watch, preparation.wanted, preparation.is_clock

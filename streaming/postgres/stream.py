@@ -81,13 +81,13 @@ class Stream:
 
     def _arrived(self) -> list[bytes]:
         get = self._pgconn.get_copy_data
-        found: list[Any] = []
+        found: list[bytes] = []
         count, data = get(1)
         if count == 0:
             self._pgconn.consume_input()
             count, data = get(1)
         while count > 0:
-            found.append(data.obj)  # the bytes themselves, not one more copy
+            found.append(bytes(data))
             if len(found) == _BATCH_MESSAGES:
                 break
             count, data = get(1)
