@@ -153,10 +153,14 @@ class Gate(Spec):
 
 
 class Source(Spec):
-    """One captured table: from it come the raw asset, its checks and dbt's source."""
+    """One captured table: from it come the raw asset, its checks and dbt's source.
+
+    `relation` is its name in the database when that is not `table` in the default schema (`sales.Orders`).
+    """
 
     system: Name
     table: Name
+    relation: Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")] | None = None
     description: str = Field(min_length=10)
     owner: Owner
     domain: Name

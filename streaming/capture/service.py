@@ -1,0 +1,198 @@
+"""Captures one system as the catalog declares it: which tables, from which database, told to whom.
+
+One connector runs for a system in one HEADWATER_HOME. What it is doing lies in `capture/<system>.json` there, written
+about once a second; requests to a running connector lie beside it. A table that is declared while it runs is captured
+within a second or two.
+
+Errors: CaptureError (see errors.py)
+          └─ AlreadyRunning   another process captures this system from here
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from catalog import keys
+from catalog.load import Catalog, load_catalog
+from catalog.settings import Settings
+from streaming.capture.credentials import Address, parse_address
+from streaming.capture.engine import Capture, Options, Status
+from streaming.capture.errors import CaptureError
+from streaming.capture.source import Source
+from streaming.open_log import open_writer
+
+__all__ = ["AlreadyRunning", "ask_to_resnapshot", "capture", "is_running", "last_status", "relations", "status_path"]
+
+Say = Callable[[str], None]
+
+
+class AlreadyRunning(CaptureError):
+    """Another process captures this system from here."""
+
+
+def relations(catalog: Catalog, system: str, schema: str) -> dict[str, str]:
+    """The topic of each declared table of the system, by its name in the database: schema.table."""
+    return {
+        source.relation or f"{schema}.{source.table}": keys.cdc_topic(source.system, source.table)
+        for source in catalog.sources
+        if source.system == system
+    }
+
+
+def capture(settings: Settings, system: str, options: Options, stop: threading.Event, say: Say, *, once: bool) -> None:
+    """Capture until `stop` is set or, with `once`, up to what there was at the beginning.
+
+    Raises AlreadyRunning, Halt, PermanentLogError, AddressError.
+    """
+    address = _address(settings)
+    with _alone(settings, system):
+        while not stop.is_set():
+            tables = relations(load_catalog(settings.catalog), system, _schema(address))
+            if not tables:
+                raise CaptureError(f"no table of system {system!r} is declared in {settings.catalog / 'sources'}")
+            watch = _Watch(settings, system, stop)
+            running = Capture(
+                _source(address, system, tuple(tables), say),
+                lambda: open_writer(settings),
+                options,
+                topic=tables.__getitem__,
+                database=address.database,
+                say=say,
+                publish=watch.publish,
+            )
+            watch.capture = running
+            running.run(watch.stop, once=once)
+            if once:
+                return
+            if not stop.is_set():
+                say("the declared tables have changed: capturing goes on with the new ones")
+            options = replace(options, from_scratch=False, accept_identity=False, resnapshot=())
+
+
+def is_running(settings: Settings, system: str) -> bool:
+    """Whether a connector of the system runs in this home."""
+    try:
+        with _alone(settings, system):
+            return False
+    except AlreadyRunning:
+        return True
+
+
+def ask_to_resnapshot(settings: Settings, system: str, tables: tuple[str, ...]) -> None:
+    """Leave a request for the running connector."""
+    path = _requests(settings, system)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(tables))
+    draft.replace(path)
+
+
+def status_path(settings: Settings, system: str) -> Path:
+    """Where a connector says what it is doing."""
+    return settings.capture_dir / f"{system}.json"
+
+
+def last_status(settings: Settings, system: str) -> Mapping[str, Any] | None:
+    """What a connector last said; None if none ever ran here. With `running`: whether it still does."""
+    try:
+        found: dict[str, Any] = json.loads(status_path(settings, system).read_text())
+    except FileNotFoundError:
+        return None
+    return {**found, "running": is_running(settings, system)}
+
+
+class _Watch:
+    """Told about once a second what the connector does: writes it down, and looks what it is asked for."""
+
+    def __init__(self, settings: Settings, system: str, stop: threading.Event) -> None:
+        self.stop = _Either(stop)
+        self.capture: Capture | None = None
+        self._settings, self._system = settings, system
+        self._declared = _declarations(settings)
+
+    def publish(self, status: Status) -> None:
+        path = status_path(self._settings, self._system)
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft.write_text(json.dumps({**asdict(status), "pid": os.getpid()}, default=str))
+        draft.replace(path)
+        requests = _requests(self._settings, self._system)
+        if self.capture is not None and requests.exists():
+            asked = json.loads(requests.read_text())
+            requests.unlink()
+            for table in asked:
+                self.capture.resnapshot(table)
+        if _declarations(self._settings) != self._declared:
+            self.stop.set()
+
+
+class _Either(threading.Event):
+    """Set by itself or by another event."""
+
+    def __init__(self, other: threading.Event) -> None:
+        super().__init__()
+        self._other = other
+
+    def is_set(self) -> bool:
+        return self._other.is_set() or super().is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """In steps, for there are two to wait for."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set() and (deadline is None or time.monotonic() < deadline):
+            left = 0.2 if deadline is None else min(0.2, deadline - time.monotonic())
+            super().wait(max(left, 0))
+        return self.is_set()
+
+
+def _declarations(settings: Settings) -> list[tuple[str, int]]:
+    return sorted((file.name, file.stat().st_mtime_ns) for file in (settings.catalog / "sources").glob("*.yaml"))
+
+
+def _requests(settings: Settings, system: str) -> Path:
+    return settings.capture_dir / f"{system}.requests.json"
+
+
+@contextmanager
+def _alone(settings: Settings, system: str) -> Iterator[None]:
+    settings.capture_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.capture_dir / f"{system}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(
+                f"a connector of {system} already runs in {settings.home}; `headwater status` says how it is"
+            ) from None
+        yield
+
+
+def _address(settings: Settings) -> Address:
+    if settings.shop_url is None:
+        raise CaptureError(
+            "HEADWATER_SHOP_URL is not set: there is no database to capture from; without one the "
+            "embedded replay is the source"
+        )
+    return parse_address(
+        settings.shop_url, password=settings.shop_password or "", password_file=settings.shop_password_file
+    )
+
+
+def _schema(address: Address) -> str:
+    return "public" if address.scheme.startswith("postgres") else address.database
+
+
+def _source(address: Address, system: str, tables: tuple[str, ...], say: Say) -> Source:
+    if address.scheme.startswith("postgres"):
+        from streaming.postgres.source import PostgresSource
+
+        return PostgresSource(system, address, tables, say=say)
+    from streaming.mysql.source import MysqlSource
+
+    return MysqlSource(system, address, tables, say=say)
