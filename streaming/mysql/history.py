@@ -1,0 +1,118 @@
+"""Whether the server's binary log is the one that was captured, and where in it to go on.
+
+On the same server a checkpoint's file must still be that very file (begun at the same second, as long at least, with
+the same GTIDs up to our place). On another server of the same history, a replica that was promoted, files mean
+nothing: there the last transaction that we have must be in the log, with the same GTID and of the same second.
+
+Errors: Halt
+          ├─ AnotherServer   neither can be shown, and the server says that it is another one
+          ├─ binlog_reset    neither can be shown, though it seems to be the same server
+          └─ binlog_purged   the file was there, and is deleted
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streaming.capture.errors import AnotherServer, CaptureError, Halt
+from streaming.mysql import events
+from streaming.mysql.connect import Database
+from streaming.mysql.dump import Dump, purged, reset
+from streaming.mysql.events import HEADER
+from streaming.mysql.positions import LARGEST_POSITION, Gtid, GtidState, Resume, file_number
+from streaming.mysql.server import Logs, Server
+
+__all__ = ["Start", "find_start"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where to go on. `by_gtid`: by the transactions that we have, and not by file and position.
+
+    `moved`: on another server of the same history, whose places are not to be compared with those before.
+    """
+
+    resume: Resume
+    by_gtid: bool = False
+    moved: bool = False
+
+
+def find_start(database: Database, server: Server, resume: Resume) -> Start:
+    """Where the log goes on after a checkpoint. Raises Retryable, Halt."""
+    logs = server.logs()
+    problem = _not_the_same(database, server, logs, resume)
+    if problem is None:
+        return Start(resume, by_gtid=resume.pos > LARGEST_POSITION)
+    if server.mariadb and _continues(database, resume):
+        return Start(resume, by_gtid=True, moved=True)
+    if server.name != resume.server:
+        raise AnotherServer(f"it was {resume.server}, is {server.name}; {problem.found}")
+    raise problem
+
+
+def _not_the_same(database: Database, server: Server, logs: Logs, resume: Resume) -> Halt | None:
+    """Why the checkpoint's file is not in this log; None when it is."""
+    where = f"{resume.file}:{resume.pos}"
+    if resume.file not in logs.sizes:
+        oldest = next(iter(logs.sizes))
+        same_name = resume.file.rpartition(".")[0] == oldest.rpartition(".")[0]
+        if same_name and file_number(resume.file) < file_number(oldest):
+            return purged(where, f"the oldest file is {oldest}")
+        return reset(f"there is no {resume.file}, its last file is {logs.file}")
+    if logs.sizes[resume.file] < resume.pos:
+        return reset(f"{where} lies beyond the end of that file, which has {logs.sizes[resume.file]} bytes")
+    born = _born(database, resume.file, server.mariadb)
+    if resume.born and born != resume.born:
+        return reset(f"{resume.file} was begun at {_at(born)}, and the one captured at {_at(resume.born)}")
+    if resume.pos <= LARGEST_POSITION and GtidState.parse(server.gtid_at(resume.file, resume.pos)) != GtidState.parse(
+        resume.gtid
+    ):
+        return reset(f"at {where} its GTID is {server.gtid_at(resume.file, resume.pos)}, and was {resume.gtid}")
+    return None
+
+
+def _at(seconds: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _born(database: Database, file: str, mariadb: bool) -> int:
+    """When a file of the log was begun, in seconds: its first event says so."""
+    dump = Dump(database, 0, file=file, mariadb=mariadb, until_end=True)
+    try:
+        for event in dump.all_events():
+            when, kind, *_ = HEADER.unpack_from(event, 1)
+            if kind == events.FORMAT:
+                return int(when)
+    finally:
+        dump.close()
+    return 0
+
+
+def _continues(database: Database, resume: Resume) -> bool:
+    """Whether the last transaction that we have is in this log too: by GTID, and by when it was written."""
+    if not resume.gtid or not resume.written:
+        return False
+    ours = GtidState.parse(resume.gtid)
+    before = GtidState.parse(resume.before)
+    last = next((gtid for gtid in ours if before[gtid.domain] != gtid), None)
+    try:
+        dump = Dump(database, 0, gtid=resume.before, until_end=True)
+    except CaptureError:
+        return False
+    try:
+        return last is not None and _first(dump) == (last, resume.written)
+    except Halt:  # that state is not in this log
+        return False
+    finally:
+        dump.close()
+
+
+def _first(dump: Dump) -> tuple[Gtid, int] | None:
+    """The first transaction that is sent, and when it was written."""
+    for event in dump.all_events():
+        when, kind, writer, *_ = HEADER.unpack_from(event, 1)
+        if kind == events.GTID:
+            return Gtid(*vars(events.read_gtid(event, writer).gtid).values()), int(when)
+    return None

@@ -1,0 +1,238 @@
+"""MariaDB (and MySQL) as a source of changes: the parts of this package, put together."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from streaming.capture.checkpoint import Checkpoint
+from streaming.capture.credentials import Address
+from streaming.capture.errors import Retryable
+from streaming.capture.sink import Sink
+from streaming.capture.source import Chunk, Retained
+from streaming.capture.tables import TableSchema
+from streaming.mysql.chunks import Chunks, snapshot_mariadb
+from streaming.mysql.connect import Database
+from streaming.mysql.dictionary import Dictionary
+from streaming.mysql.dump import Dump
+from streaming.mysql.events import HEADER
+from streaming.mysql.history import Start, find_start
+from streaming.mysql.looks import Looks
+from streaming.mysql.positions import Resume
+from streaming.mysql.server import Server, check_log, check_tables
+from streaming.mysql.stream import Stream
+from streaming.mysql.tables import Tables
+from streaming.mysql.values import Memo
+
+if TYPE_CHECKING:
+    import pymysql
+
+__all__ = ["MysqlSource"]
+
+# The server gives a sign of life every second.
+_SILENCE_S = 30.0
+# Ours among the server's replicas, unless the URL chooses: the upper half is seldom given to a server.
+_FIRST_ID, _IDS = 1 << 31, 1 << 30
+
+
+@dataclass
+class _Session:
+    """A connection to ask over, from the thread that polls."""
+
+    connection: pymysql.Connection
+    server: Server
+    dictionary: Dictionary
+    start: Start | None = None
+
+
+@dataclass
+class _Streaming:
+    """What is there while it streams."""
+
+    dump: Dump
+    stream: Stream
+    sink: Sink
+    looks: Looks
+    chunks: Chunks
+    heard: float = field(default_factory=time.monotonic)
+
+
+class MysqlSource:
+    """Captures tables of one MariaDB server; implements `streaming.capture.source.Source`."""
+
+    connector = "mariadb"
+
+    def __init__(
+        self,
+        system: str,
+        address: Address,
+        tables: Sequence[str],
+        *,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`tables` as database.table (the URL's database when none is given); `say` gets what a person should read.
+
+        Raises Halt when the URL cannot be used.
+        """
+        self.system = system
+        self._database = Database(address)
+        self._names = [name if "." in name else f"{address.database}.{name}" for name in tables]
+        self._say = say
+        self._our_id = self._database.server_id or _FIRST_ID + zlib.crc32(f"headwater {system}".encode()) % _IDS
+        self._memos: dict[tuple[Any, ...], Memo] = {}
+        self._session: _Session | None = None
+        self._streaming: _Streaming | None = None
+        self._confirmed: Resume | None = None
+
+    def identify(self) -> Mapping[str, str]:
+        """The kind of server only: whether its history is ours is asked of its binary log, by `prepare`.
+
+        What a server says of itself (its number, its host) is the same after it was installed anew, and another one
+        after a replica was promoted, whose history goes on.
+        """
+        session = self._connected()
+        self._sole(session)
+        return {"database": "mariadb" if session.server.mariadb else "mysql"}
+
+    def _connected(self) -> _Session:
+        if self._session is None:
+            connection = self._database.connect()
+            server = Server(self._database, connection)
+            self._session = _Session(connection, server, Dictionary(self._database, connection))
+        return self._session
+
+    def _sole(self, session: _Session) -> None:
+        """A second connector of our id would take the stream away from the first, and lose it again, and so on."""
+        name = f"headwater capture {self._our_id}"
+        query = self._database.query
+        ((got, holder),) = query(session.connection, "SELECT GET_LOCK(%s, 0), IS_USED_LOCK(%s)", (name, name))
+        if got != 1:
+            raise Retryable(
+                f"another connector ({self.system}, connection {holder} of the server) captures with server_id "
+                f"{self._our_id}; stop it, or give one of them another with ?server_id=... in its URL"
+            )
+
+    def prepare(self, checkpoint: Checkpoint | None) -> Sequence[TableSchema]:
+        """Check settings, rights, tables and the position. Raises Retryable, Halt."""
+        session = self._connected()
+        databases = sorted({name.partition(".")[0] for name in self._names})
+        check_log(session.server, databases, self._our_id)
+        known = list(checkpoint.tables) if checkpoint else []
+        tables = check_tables(session.dictionary, session.connection, self._names, known)
+        if checkpoint is not None:
+            session.start = find_start(self._database, session.server, Resume.read(checkpoint.resume))
+        return [table.schema for table in tables]
+
+    def open(self, sink: Sink, checkpoint: Checkpoint | None) -> None:
+        """Start streaming from the checkpoint, or from the log's end. Raises Retryable, Halt."""
+        session = self._connected()
+        start = session.start if checkpoint is not None and session.start else Start(self._end(session))
+        if start.moved:
+            self._say(f"{session.server.name} continues the history of {start.resume.server}")
+            sink.epoch += 1
+        resume, mariadb = start.resume, session.server.mariadb
+        fold = str.lower if session.server.folds_names else str
+        tables = Tables(session.dictionary, session.connection, self._names, self._memos, mariadb=mariadb, fold=fold)
+        if start.by_gtid:
+            dump = Dump(self._database, self._our_id, gtid=resume.gtid, mariadb=mariadb)
+        else:
+            dump = Dump(self._database, self._our_id, file=resume.file, pos=resume.pos, mariadb=mariadb)
+        stream = Stream(sink, tables, resume, self._again, server=session.server.name, by_gtid=start.by_gtid)
+        looks = Looks(session.server, session.dictionary, session.connection)
+        chunks = Chunks(self._database, self._memos, snapshot_mariadb)
+        self._streaming = _Streaming(dump, stream, sink, looks, chunks)
+        self._confirmed = resume
+        sink.advance(0 if start.by_gtid else resume.place, resume.token())
+        self._begin()
+
+    def _end(self, session: _Session) -> Resume:
+        """The end of the log, from where a capture without a checkpoint begins."""
+        logs = session.server.logs()
+        gtid = session.server.gtid_at(logs.file, logs.pos)
+        return Resume(logs.file, logs.pos, gtid, server=session.server.name, written=int(time.time()))
+
+    def _begin(self) -> None:
+        """Read until the stream has said which file it is in, and since when there is that file."""
+        deadline = time.monotonic() + _SILENCE_S
+        streaming = self._following()
+        while not streaming.stream.is_placed:
+            if time.monotonic() > deadline:
+                raise Retryable("the database does not send its binary log")
+            self.poll(0.05)
+
+    def _following(self) -> _Streaming:
+        if self._streaming is None:
+            raise Retryable("nothing is streamed")
+        return self._streaming
+
+    def _again(self, file: str, start: int, end: int) -> Iterator[bytes]:
+        """Events of the log once more, over a connection of their own."""
+        assert self._session is not None
+        dump = Dump(self._database, 0, file=file, pos=start, mariadb=self._session.server.mariadb, until_end=True)
+        try:
+            for event in dump.all_events():
+                yield event
+                if HEADER.unpack_from(event, 1)[4] >= end:
+                    return
+        finally:
+            dump.close()
+
+    def poll(self, timeout_s: float) -> bool:
+        """Hand the sink what has arrived; wait up to `timeout_s` if nothing has. Raises Retryable, Halt."""
+        streaming = self._following()
+        stream = streaming.stream
+        if not streaming.dump.receive(timeout_s):
+            if time.monotonic() - streaming.heard > _SILENCE_S:
+                raise Retryable(f"the database was silent for {_SILENCE_S:.0f} s")
+            return False
+        streaming.heard = time.monotonic()
+        streaming.sink.tick()
+        busy = False
+        for event in streaming.dump.events():
+            busy |= stream.take(event)
+        if stream.altered and not stream.in_group:
+            for schema in streaming.looks.learn(stream.altered, stream.place):
+                streaming.sink.schema(schema)
+        return busy
+
+    def confirm(self, resume: Mapping[str, Any]) -> None:
+        """The server keeps its log whoever has read it: this is only where we would have to go on."""
+        self._confirmed = Resume.read(resume)
+
+    def read_chunk(self, table: str, cursor: tuple[Any, ...] | None, limit: int) -> Chunk:
+        """The rows after the cursor, as of an instant. Raises Retryable, Halt."""
+        return self._following().chunks.read(table, cursor, limit)
+
+    def interrupt(self) -> None:
+        """Let a chunk that is being read end soon."""
+        if self._streaming is not None:
+            self._streaming.chunks.interrupt()
+
+    def retained(self) -> Retained:
+        """Bytes of the log from our place on; the bound by which they may grow until files with them are deleted.
+
+        The server bounds the age of its files, not their size: the bound is what would be behind us when our place
+        gets that old, if the shop goes on changing as much as it did. Raises Retryable, Halt.
+        """
+        session, confirmed = self._connected(), self._confirmed
+        server, logs = session.server, session.server.logs()
+        if confirmed is None:
+            return Retained(0, 0, None, logs.end)
+        behind = logs.behind(confirmed.file, confirmed.pos)
+        age_s, limit = time.time() - confirmed.written, server.kept_bytes or None
+        if limit is None and server.kept_s and behind and age_s >= 1:
+            limit = int(behind * server.kept_s / age_s)
+        return Retained(behind, behind, limit, logs.end)
+
+    def close(self) -> None:
+        """Give back connections; safe to call at any time."""
+        streaming, self._streaming = self._streaming, None
+        if streaming is not None:
+            streaming.dump.close()
+            streaming.chunks.close()
+        session, self._session = self._session, None
+        if session is not None:
+            session.connection._force_close()
