@@ -50,6 +50,7 @@ def test_the_commands_are_these() -> None:
         "shop",
         "shop replay",
         "shop run",
+        "capture",
         "sql",
         "features",
         "features historical",
