@@ -31,6 +31,9 @@ _Bytes = NDArray[np.uint8]
 _HEADER = struct.Struct(">qiibIhiqqqhii")
 _LENGTH_ENDS, _CRC_ENDS, _FORMAT = 12, 21, 2
 _CODECS = {1: "gzip", 3: "lz4", 4: "zstd"}
+_SNAPPY = 2
+# Java's producer cuts what it compresses with Snappy into blocks: this, two versions, then each block after its length.
+_SNAPPY_BLOCKS, _SNAPPY_BLOCKS_FROM = b"\x82SNAPPY\0", 16
 _APPEND_TIME, _TRANSACTIONAL, _CONTROL = 0x08, 0x10, 0x20
 _ABORT = 0
 # Batches are read together, as many as make up this: one of a single record is as common as one of a thousand. More
@@ -169,16 +172,37 @@ def _uncompressed(batch: _Batch) -> bytes | memoryview:
     codec = batch.attributes & 0x07
     if codec == 0:
         return batch.body
-    if codec not in _CODECS:
-        raise CorruptBatchError(
-            f"the batch at offset {batch.base_offset} is compressed with codec {codec}; known are none, "
-            f"{', '.join(_CODECS.values())}: set compression.type of its topic or producer"
-        )
-    source = pa.BufferReader(pa.py_buffer(batch.body))
     try:
-        content: bytes = pa.CompressedInputStream(source, _CODECS[codec]).read()
-    except OSError as error:
+        if codec == _SNAPPY:
+            return _from_snappy(batch.body)
+        content: bytes = pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(batch.body)), _CODECS[codec]).read()
+        return content
+    except KeyError:
+        raise CorruptBatchError(f"the batch at offset {batch.base_offset} is compressed with codec {codec}") from None
+    except (OSError, IndexError, ValueError, struct.error) as error:
         raise CorruptBatchError(f"the batch at offset {batch.base_offset} cannot be unpacked: {error}") from None
+
+
+def _from_snappy(body: memoryview) -> bytes:
+    if bytes(body[: len(_SNAPPY_BLOCKS)]) != _SNAPPY_BLOCKS:
+        return _block(body)
+    blocks, at = [], _SNAPPY_BLOCKS_FROM
+    while at < len(body):
+        (size,) = struct.unpack_from(">i", body, at)
+        blocks.append(_block(body[at + 4 : at + 4 + size]))
+        at += 4 + size
+    return b"".join(blocks)
+
+
+def _block(body: memoryview) -> bytes:
+    """A block begins with the size of its content, a varint."""
+    size = shift = 0
+    for byte in body:
+        size |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            break
+    content: bytes = pa.Codec("snappy").decompress(pa.py_buffer(body), size, asbytes=True)
     return content
 
 

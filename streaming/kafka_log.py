@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["KafkaLog"]
 
 _PATIENCE_S = 10.0
+# A member of a group that died without leaving keeps its partitions for so long. Kafka's default is 45 s.
+_SILENCE_S = 10.0
 # Enough for about 60,000 compressed envelopes; what a reader did not ask for yet is kept for its next read.
 _FETCH_BYTES = 8 << 20
 _SMALL_FETCH_BYTES = 64 << 10
@@ -44,12 +46,18 @@ class KafkaLog:
     """A `ChangeLog` on the cluster at `address`; safe to share between threads. Connects when it is first used."""
 
     def __init__(
-        self, address: KafkaAddress, shape: TopicShape | None = None, *, patience_s: float = _PATIENCE_S
+        self,
+        address: KafkaAddress,
+        shape: TopicShape | None = None,
+        *,
+        patience_s: float = _PATIENCE_S,
+        silence_s: float = _SILENCE_S,
     ) -> None:
-        """`shape` is what a topic gets that `append` has to make."""
+        """`shape` is what a topic gets that `append` has to make; a group's member is dead after `silence_s`."""
         self.address = address
         self._shape = shape or TopicShape()
         self._patience_s = patience_s
+        self._silence_s = silence_s
         self._lock = threading.RLock()
         self._appending = threading.Lock()
         self._connected: LogClient | None = None
@@ -164,7 +172,7 @@ class KafkaLog:
         """Become a member of the consumer group. Raises LogError."""
         from streaming.kafka_membership import KafkaMembership
 
-        return KafkaMembership(self, group, topics, listener, self._patience_s)
+        return KafkaMembership(self, group, topics, listener, self._patience_s, self._silence_s)
 
     @property
     def _client(self) -> LogClient:

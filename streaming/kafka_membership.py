@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaMembership"]
 
-# A member that died without leaving keeps its partitions for so long. Kafka's default is 45 s.
-_SESSION_MS = 10_000
-_HEARTBEAT_MS = 2_000
-_SILENT_MS = 300_000
+_HEARTBEATS = 5
+_BETWEEN_POLLS_MS = 300_000
 _NEW_TOPICS_MS = 5_000
 _GONE = (
     errors.UnknownMemberIdError,
@@ -44,8 +42,10 @@ _GONE = (
 class KafkaMembership:
     """A `Membership`. Partitions move one by one: what stays ours is not given up while the group changes."""
 
-    def __init__(self, log: KafkaLog, group: str, topics: Sequence[str], listener: Listener, patience_s: float) -> None:
-        """Joins at the first `poll`. Raises LogError when no broker answers."""
+    def __init__(
+        self, log: KafkaLog, group: str, topics: Sequence[str], listener: Listener, patience_s: float, silence_s: float
+    ) -> None:
+        """Joins at the first `poll`. Taken for dead after `silence_s`. Raises LogError when no broker answers."""
         self._log = log
         self._group = group
         self._own = _Own(listener, lambda partitions: self._consumer.pause(*partitions))
@@ -55,9 +55,9 @@ class KafkaMembership:
             "enable_auto_commit": False,
             "auto_offset_reset": "earliest",  # of a position that nothing is read from
             "allow_auto_create_topics": False,
-            "session_timeout_ms": _SESSION_MS,
-            "heartbeat_interval_ms": _HEARTBEAT_MS,
-            "max_poll_interval_ms": _SILENT_MS,
+            "session_timeout_ms": int(silence_s * 1000),
+            "heartbeat_interval_ms": int(silence_s * 1000 / _HEARTBEATS),
+            "max_poll_interval_ms": _BETWEEN_POLLS_MS,
             "metadata_max_age_ms": _NEW_TOPICS_MS,
             "bootstrap_timeout_ms": int(patience_s * 1000),
             "reconnect_backoff_max_ms": 1_000,

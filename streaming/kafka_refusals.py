@@ -61,8 +61,8 @@ def refusal(
     if code in _TOO_LARGE:
         shown = "none" if key is None else key[:_KEY_SHOWN].decode(errors="replace")
         return RecordTooLargeError(
-            f"{where}: the record with key {shown} has {size} bytes, refused: {said}. Allowed are {MAX_RECORD_BYTES}, "
-            "and the topic's max.message.bytes, which may have to be raised"
+            f"{where}: the record with key {shown} has {size} bytes; it, or the batch that it began, was refused: "
+            f"{said}. Allowed are {MAX_RECORD_BYTES}, if the topic's max.message.bytes is larger than that: raise it"
         )
     if code in _NOT_ALLOWED:
         return LogAddressError(

@@ -51,6 +51,7 @@ _OPTIONS: Mapping[str, str | int | bool] = {
     "reconnect.backoff.max.ms": 1_000,
     "socket.nagle.disable": True,
     "topic.metadata.refresh.interval.ms": 30_000,
+    "topic.metadata.propagation.max.ms": 5_000,
 }
 
 
@@ -67,6 +68,7 @@ class KafkaWriter:
         self._counts: dict[str, int] = {}
         self._failure: LogError | None = None
         self._last_problem: KafkaError | None = None
+        self._fatal: KafkaError | None = None
         self._tails: Tails | None = None
         callbacks = {"on_delivery": self._on_delivery, "error_cb": self._on_problem}
         self._producer = Producer({**_OPTIONS, **confluent_options(address), **callbacks}, logger=logger)
@@ -113,7 +115,8 @@ class KafkaWriter:
         """
         left, until = len(self._producer), time.monotonic() + self._patience_s
         while left:
-            before, left = left, self._producer.flush(_POLL_S)
+            self._serve(self._producer.flush)
+            before, left = left, len(self._producer)
             if self._failure is not None:
                 break
             if left < before:
@@ -135,7 +138,7 @@ class KafkaWriter:
     def close(self) -> None:
         """Throw away what is not acknowledged, and disconnect."""
         self._spent(RetryableLogError(f"{self._address}: this writer is closed"))
-        self._producer.flush(_POLL_S)
+        self._serve(self._producer.flush)
         self._producer.close()
         if self._tails is not None:
             self._tails.close()
@@ -150,7 +153,7 @@ class KafkaWriter:
             except KafkaException as error:
                 raise self._refused_at_once(error.args[0], topic, key, value) from None
             except BufferError:
-                self._producer.poll(_POLL_S)
+                self._serve(self._producer.poll)
             before, left = left, len(self._producer)
             if left < before:
                 until = time.monotonic() + self._patience_s
@@ -160,11 +163,11 @@ class KafkaWriter:
 
     def _refused_at_once(self, error: KafkaError, topic: str, key: bytes | None, value: bytes | None) -> LogError:
         """What librdkafka itself refuses; only a record that is too large leaves the rest as it was."""
-        self._producer.poll(0)  # why it stopped, if it did
-        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE or self._failure is None:
-            found = refusal(error, self._address, topic=topic, key=key, size=len(value or b"") + len(key or b""))
-            return found if error.code() == KafkaError.MSG_SIZE_TOO_LARGE else self._spent(found)
-        return self._failure
+        found = refusal(error, self._address, topic=topic, key=key, size=len(value or b"") + len(key or b""))
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            return found
+        self._serve(self._producer.poll)  # why it stopped, if it did
+        return self._spent(found)
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         """Only for what was not delivered; the first says why, the others follow from it."""
@@ -176,10 +179,23 @@ class KafkaWriter:
             )
 
     def _on_problem(self, error: KafkaError) -> None:
-        """Connections that fail, which librdkafka goes on to try; fatal is what stops the producer."""
-        self._last_problem = error
-        if error.fatal() and self._failure is None:
-            self._spent(refusal(error, self._address))
+        """Connections that fail, which librdkafka goes on to try, and what stopped it, which it says for ever."""
+        if error.fatal():
+            self._fatal = error
+        else:
+            self._last_problem = error
+
+    def _serve(self, wait: Callable[[float], int]) -> None:
+        """Wait for news and hear it. What stopped the producer is told by the first record that it did not deliver."""
+        try:
+            wait(_POLL_S)
+        except KafkaException as error:
+            self._on_problem(error.args[0])
+        if self._fatal is not None and self._failure is None:
+            fatal, self._fatal = self._fatal, None
+            self._producer.purge(blocking=False)
+            self._serve(self._producer.flush)
+            self._spent(refusal(fatal, self._address))
 
     def _spent(self, error: LogError) -> LogError:
         """Nothing is sent from now on."""

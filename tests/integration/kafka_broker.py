@@ -18,11 +18,10 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    # Deletes at once what retention, or a person, wants deleted.
+    # What Kafka does after minutes by default it does at once.
     settings = {
-        "log.retention.check.interval.ms": "200",
-        "file.delete.delay.ms": "100",
         "log.cleaner.backoff.ms": "200",
+        "group.min.session.timeout.ms": "1000",
     }
     with started("kafka", tmp_path_factory.mktemp("kafka"), settings=settings) as server:
         yield server

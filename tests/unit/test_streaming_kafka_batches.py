@@ -6,6 +6,7 @@ import struct
 import warnings
 from collections.abc import Sequence
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -155,12 +156,30 @@ def test_damage_is_noticed() -> None:
         decode(summed(packed), 0)
 
 
-def test_what_is_not_read_says_what_to_set() -> None:
-    snappy = bytearray(stored([(1, None, b"v")]))
-    struct.pack_into(">h", snappy, 21, SNAPPY)
-    with pytest.raises(CorruptBatchError, match=r"codec 2; known are none, gzip, lz4, zstd: set compression\.type"):
-        decode(summed(snappy), 0)
-    old = bytearray(snappy)
+def test_snappy_whole_and_in_the_blocks_of_java() -> None:
+    plain = stored([(1, b"k", b"value" * 500), (2, None, b"")])
+    body = plain[61:]
+    packed = pa.compress(body, "snappy", asbytes=True)
+    halves = [pa.compress(half, "snappy", asbytes=True) for half in (body[:900], body[900:])]
+    blocks = b"\x82SNAPPY\0" + bytes(8) + b"".join(struct.pack(">i", len(half)) + half for half in halves)
+    for each in (packed, blocks):
+        assert decode(repacked(plain, SNAPPY, each), 0) == decode(plain, 0)
+    with pytest.raises(CorruptBatchError, match="cannot be unpacked"):
+        decode(repacked(plain, SNAPPY, blocks[:-9]), 0)
+
+
+def repacked(batch: bytes, codec: int, body: bytes) -> bytes:
+    header = bytearray(batch[:61])
+    struct.pack_into(">i", header, 8, 49 + len(body))
+    struct.pack_into(">h", header, 21, codec)
+    return summed(header + body)
+
+
+def test_what_is_not_read_says_so() -> None:
+    plain = stored([(1, None, b"v")])
+    with pytest.raises(CorruptBatchError, match="compressed with codec 5"):
+        decode(repacked(plain, 5, b"v"), 0)
+    old = bytearray(plain)
     old[16] = 1
     with pytest.raises(CorruptBatchError, match="format 1; known is 2"):
         decode(bytes(old), 0)
