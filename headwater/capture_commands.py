@@ -1,4 +1,4 @@
-"""Commands of the change stream: capture."""
+"""Commands of the change stream: capture, status."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import threading
 import time
 from datetime import UTC, datetime
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
-from headwater.session import current_settings, make_home
+from headwater.errors import FAILED, OK, NotThereYet
+from headwater.output import say, show_json, show_table
+from headwater.session import current_settings, make_home, read_catalog
 
-__all__ = ["capture"]
+if TYPE_CHECKING:
+    from streaming.stream_status import StreamStatus
+
+__all__ = ["capture", "status"]
 
 
 @click.command()
@@ -55,6 +61,66 @@ def capture(system: str, *, once: bool, resnapshot: tuple[str, ...], from_scratc
             raise
         ask_to_resnapshot(settings, system, resnapshot)
         click.echo(f"{error}. It was asked to read {', '.join(resnapshot)} again", err=True)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--prometheus", is_flag=True, help="As Prometheus metrics.")
+def status(*, as_json: bool, prometheus: bool) -> None:
+    """How the change stream is: each source and each consumer, how far behind, and what to do about what is wrong.
+
+    Exit code 1 when something is wrong: each problem is a line on stderr.
+
+    \b
+    Examples:
+      headwater status
+      headwater status --json
+      headwater status --prometheus > /var/lib/node_exporter/headwater.prom
+    """
+    from catalog.clock import ClockError
+    from lake import Lake
+    from streaming.open_log import has_log, open_log
+    from streaming.stream_status import prometheus_text, stream_status
+
+    settings = current_settings()
+    if not has_log(settings):
+        raise NotThereYet(f"there is no change log in {settings.home} yet: `headwater run` or `headwater capture shop`")
+    try:
+        now = settings.clock().now()
+    except ClockError:
+        now = datetime.now(UTC).replace(tzinfo=None)
+    found = stream_status(settings, read_catalog(settings), open_log(settings), Lake(settings.lake_dir), now)
+    if prometheus:
+        click.echo(prometheus_text(found), nl=False)
+    elif as_json:
+        show_json(found.as_json())
+    else:
+        _show(found)
+    for problem in found.problems:
+        say(problem)
+    raise SystemExit(FAILED if found.problems else OK)
+
+
+def _show(found: StreamStatus) -> None:
+    if found.sources:
+        columns = ["source", "state", "position", "sent rows", "rows/s", "last event", "behind bytes", "retained bytes"]
+        show_table(
+            columns,
+            [
+                [s.system, s.state, " ".join(map(str, s.position.values())), s.sent_rows, s.rows_per_s, s.last_event_at,
+                 s.behind_bytes, s.retained_bytes]
+                for s in found.sources
+            ],
+        )  # fmt: skip
+        tables = [[s.system, name, at["state"], at["rows"]] for s in found.sources for name, at in s.tables.items()]
+        click.echo()
+        show_table(["source", "table", "snapshot", "snapshot rows"], tables)
+        click.echo()
+    columns = ["topic", "table", "rows", "quarantined", "lag rows", "lag bytes", "lag s"]
+    show_table(
+        columns,
+        [[c.topic, c.table, c.rows, c.quarantined_rows, c.lag_rows, c.lag_bytes, c.lag_s] for c in found.consumers],
+    )
 
 
 def _say(text: str, **more: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from headwater.capture_commands import capture
+from headwater.capture_commands import capture, status
 from headwater.data_commands import features, predict, sql
 from headwater.errors import reporting
 from headwater.model_commands import approve, drift, lineage, models, rollback
@@ -24,7 +24,10 @@ __all__ = ["cli", "main"]
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Run the platform": (run, dev, serve),
     "Run the local stack": (up, down, shop),
-    "Capture changes": (capture,),
+    "Capture changes": (
+        capture,
+        status,
+    ),
     "Ask for data": (sql, features, predict),
     "Look after models": (models, lineage, approve, rollback, drift),
     "Look after the installation": (check, settings, version),

@@ -26,13 +26,15 @@ from catalog.load import Catalog, load_catalog
 from catalog.settings import Settings
 from streaming.capture.credentials import Address, parse_address
 from streaming.capture.engine import Capture, Options, Status
-from streaming.capture.errors import CaptureError
+from streaming.capture.errors import CaptureError, Halt
 from streaming.capture.source import Source
+from streaming.log_writer import PermanentLogError
 from streaming.open_log import open_writer
 
 __all__ = ["AlreadyRunning", "ask_to_resnapshot", "capture", "is_running", "last_status", "relations", "status_path"]
 
 Say = Callable[[str], None]
+_NOTHING = {"state": "waiting", "resume": {}, "epoch": 0, "rows": 0, "last_event_us": 0, "tables": {}, "retained": None}
 
 
 class AlreadyRunning(CaptureError):
@@ -70,7 +72,11 @@ def capture(settings: Settings, system: str, options: Options, stop: threading.E
                 publish=watch.publish,
             )
             watch.capture = running
-            running.run(watch.stop, once=once)
+            try:
+                running.run(watch.stop, once=once)
+            except (Halt, PermanentLogError) as error:
+                watch.halted(str(error))
+                raise
             if once:
                 return
             if not stop.is_set():
@@ -117,11 +123,23 @@ class _Watch:
         self.capture: Capture | None = None
         self._settings, self._system = settings, system
         self._declared = _declarations(settings)
+        self._before: Status | None = None
+
+    def halted(self, why: str) -> None:
+        """Keep why it stopped for whoever asks later."""
+        last = last_status(self._settings, self._system) or _NOTHING
+        path = status_path(self._settings, self._system)
+        path.write_text(json.dumps({**last, "at_us": time.time_ns() // 1000, "halted": why, "pid": os.getpid()}))
+
+    def _rate(self, status: Status) -> float:
+        before, self._before = self._before, status
+        elapsed_us = status.at_us - before.at_us if before else 0
+        return round((status.rows - before.rows) * 1e6 / elapsed_us, 1) if before and elapsed_us > 0 else 0.0
 
     def publish(self, status: Status) -> None:
         path = status_path(self._settings, self._system)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.write_text(json.dumps({**asdict(status), "pid": os.getpid()}, default=str))
+        draft.write_text(json.dumps({**asdict(status), "pid": os.getpid(), "rows_per_s": self._rate(status)}))
         draft.replace(path)
         requests = _requests(self._settings, self._system)
         if self.capture is not None and requests.exists():

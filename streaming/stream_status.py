@@ -1,0 +1,218 @@
+"""How the change stream is: every source and every consumer, how far behind, what is wrong and what to do about it.
+
+Read from what the processes leave behind (a connector's status file, the log's offsets, the lake), so that it can be
+asked whether they run or not, from any process of the same HEADWATER_HOME.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from catalog import keys
+from catalog.keys import Key
+from catalog.load import Catalog
+from catalog.settings import Settings
+from lake import Lake
+from streaming.capture.service import last_status
+from streaming.landing import GROUP
+from streaming.log import ChangeLog, TopicPartition
+
+__all__ = ["ConsumerState", "SourceState", "StreamStatus", "prometheus_text", "stream_status"]
+
+# A connector writes its status once a second; a consumer is stalled when what it has not read is older than this.
+_SILENT_S, _STALLED_S = 10.0, 60.0
+
+
+@dataclass(frozen=True)
+class SourceState:
+    """One captured system. Bytes are of the server's own log: what it keeps for us, and how far its end is ahead."""
+
+    system: str
+    running: bool
+    state: str
+    position: Mapping[str, Any]
+    epoch: int
+    sent_rows: int
+    rows_per_s: float
+    last_event_at: datetime | None
+    reported_at: datetime | None
+    behind_bytes: int | None
+    retained_bytes: int | None
+    limit_bytes: int | None
+    tables: Mapping[str, Mapping[str, Any]]
+    problem: str | None
+    remedy: str | None
+
+
+@dataclass(frozen=True)
+class ConsumerState:
+    """One consumer group on one topic, its partitions summed. `lag_s`: the age of the first record it has not read."""
+
+    group: str
+    topic: str
+    table: str
+    position: Mapping[str, int]
+    lag_rows: int
+    lag_bytes: int
+    lag_s: float
+    rows: int
+    quarantined_rows: int
+    problem: str | None
+    remedy: str | None
+
+
+@dataclass(frozen=True)
+class StreamStatus:
+    """All of it at one instant."""
+
+    at: datetime
+    sources: Sequence[SourceState]
+    consumers: Sequence[ConsumerState]
+
+    @property
+    def problems(self) -> list[str]:
+        """A line for each thing that is wrong, with what to do."""
+        found = [(f"source {s.system}", s.problem, s.remedy) for s in self.sources]
+        found += [(f"{c.group} of {c.topic}", c.problem, c.remedy) for c in self.consumers]
+        return [f"{who}: {problem}. {remedy or ''}".rstrip() for who, problem, remedy in found if problem]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, with the problems as a list of lines."""
+        return {**asdict(self), "problems": self.problems}
+
+
+def stream_status(settings: Settings, catalog: Catalog, log: ChangeLog, lake: Lake, now: datetime) -> StreamStatus:
+    """The state at `now`, which is the business clock's: in a replay the records' times are the replay's.
+
+    Raises LogError when the log cannot be asked.
+    """
+    systems = dict.fromkeys(source.system for source in catalog.sources)
+    sources = [_source(settings, system) for system in systems] if settings.shop_url else []
+    return StreamStatus(now, sources, list(_consumers(catalog, log, lake, now)))
+
+
+def _source(settings: Settings, system: str) -> SourceState:
+    found = last_status(settings, system)
+    if found is None:
+        return SourceState(
+            system, False, "never ran", {}, 0, 0, 0.0, None, None, None, None, None, {},
+            "no connector has run here", f"Start `headwater capture {system}`",
+        )  # fmt: skip
+    reported = _instant(found["at_us"])
+    retained = found["retained"] or {}
+    problem, remedy = _source_problem(
+        found, system, datetime.now(UTC).replace(tzinfo=None) - (reported or datetime.min)
+    )
+    return SourceState(
+        system=system,
+        running=found["running"],
+        state=found["state"] if found["running"] else "stopped",
+        position={name: value for name, value in found["resume"].items() if isinstance(value, int | str)},
+        epoch=found["epoch"],
+        sent_rows=found["rows"],
+        rows_per_s=found.get("rows_per_s", 0.0) if found["running"] else 0.0,
+        last_event_at=_instant(found["last_event_us"]),
+        reported_at=reported,
+        behind_bytes=retained.get("behind_bytes"),
+        retained_bytes=retained.get("retained_bytes"),
+        limit_bytes=retained.get("limit_bytes"),
+        tables=found["tables"],
+        problem=problem,
+        remedy=remedy,
+    )
+
+
+def _source_problem(found: Mapping[str, Any], system: str, silent: timedelta) -> tuple[str | None, str | None]:
+    retained, limit = (found["retained"] or {}).get("retained_bytes", 0), (found["retained"] or {}).get("limit_bytes")
+    again = f"Start `headwater capture {system}`: it goes on where it was"
+    if found.get("halted"):
+        return found["halted"], f"Do that, then start `headwater capture {system}` again"
+    if not found["running"]:
+        return f"no connector is running since {_instant(found['at_us'])}", again
+    if limit and retained > 0.8 * limit:
+        return f"the server keeps {retained} bytes for us and gives up at {limit}", "See docs/runbooks/retained_wal.md"
+    if found["problem"]:
+        return found["problem"], "It tries again by itself; if it lasts, see what the message names"
+    if silent.total_seconds() > _SILENT_S:
+        return f"the connector (process {found['pid']}) has said nothing for {silent.total_seconds():.0f} s", (
+            f"Its process hangs: kill {found['pid']} and start it again, nothing is lost"
+        )
+    return None, None
+
+
+def _consumers(catalog: Catalog, log: ChangeLog, lake: Lake, now: datetime) -> Iterator[ConsumerState]:
+    for source in catalog.sources:
+        topic = keys.cdc_topic(source.system, source.table)
+        table, quarantine = keys.raw(source.system, source.table), keys.quarantine(source.system, source.table)
+        yield _consumer(log, lake, topic, table, quarantine, now)
+    for model in catalog.models:
+        served, quarantine = keys.served(model.name), keys.quarantine("predictions", model.name)
+        yield _consumer(log, lake, keys.served_topic(model.name), served, quarantine, now)
+
+
+def _consumer(log: ChangeLog, lake: Lake, topic: str, table: Key, quarantine: Key, now: datetime) -> ConsumerState:
+    lags = log.lag(GROUP, topic)
+    waiting = [source for source, lag in lags.items() if lag.records]
+    oldest = min((_first_unread(log, source, lags[source].committed) for source in waiting), default=now)
+    lag_s, deleted = max((now - oldest).total_seconds(), 0.0), sum(lag.deleted for lag in lags.values())
+    problem = remedy = None
+    if deleted:
+        problem = f"{deleted} records were deleted by retention before they were landed"
+        remedy = "Capture the table again with --resnapshot, and keep the log longer (HEADWATER_LOG_RETENTION)"
+    elif waiting and lag_s > _STALLED_S:
+        problem = f"the first of {sum(lags[s].records for s in waiting)} records not landed is {lag_s:.0f} s old"
+        remedy = "Start `headwater land`, or `headwater run`; if one runs, see its last lines"
+    return ConsumerState(
+        group=GROUP,
+        topic=topic,
+        table=table.dotted,
+        position={str(source): lag.committed for source, lag in lags.items()},
+        lag_rows=sum(lag.records for lag in lags.values()),
+        lag_bytes=sum(lag.behind_bytes for lag in lags.values()),
+        lag_s=round(lag_s, 3),
+        rows=lake.rows(table) if lake.exists(table) else 0,
+        quarantined_rows=lake.rows(quarantine) if lake.exists(quarantine) else 0,
+        problem=problem,
+        remedy=remedy,
+    )
+
+
+def _first_unread(log: ChangeLog, source: TopicPartition, committed: int) -> datetime:
+    records = log.read(source, max(committed, log.begin(source)), 1)
+    found = _instant(records["timestamp_us"][0].as_py()) if records.num_rows else None
+    return found or datetime.max
+
+
+def _instant(us: int | None) -> datetime | None:
+    return datetime(1970, 1, 1) + timedelta(microseconds=us) if us else None
+
+
+def prometheus_text(status: StreamStatus) -> str:
+    """The numbers in Prometheus' text format."""
+    lines: list[str] = []
+
+    def family(name: str, meaning: str, samples: Sequence[tuple[Mapping[str, str], float | None]]) -> None:
+        lines.extend((f"# HELP headwater_{name} {meaning}", f"# TYPE headwater_{name} gauge"))
+        for labels, value in samples:
+            if value is not None:
+                shown = ",".join(f'{label}="{text}"' for label, text in labels.items())
+                lines.append(f"headwater_{name}{{{shown}}} {value}")
+
+    sources = [({"system": s.system}, s) for s in status.sources]
+    family("capture_running", "Whether a connector runs.", [(at, float(s.running)) for at, s in sources])
+    family("capture_sent_rows", "Records sent by this process.", [(at, s.sent_rows) for at, s in sources])
+    family("capture_rows_per_second", "Records sent in the last second.", [(at, s.rows_per_s) for at, s in sources])
+    family("capture_behind_bytes", "Server's log not confirmed by us.", [(at, s.behind_bytes) for at, s in sources])
+    family("capture_retained_bytes", "Server's log kept for us.", [(at, s.retained_bytes) for at, s in sources])
+    family("capture_problem", "Whether something is wrong.", [(at, float(bool(s.problem))) for at, s in sources])
+    consumers = [({"group": c.group, "topic": c.topic}, c) for c in status.consumers]
+    family("lag_rows", "Records not read.", [(at, c.lag_rows) for at, c in consumers])
+    family("lag_bytes", "Bytes not read.", [(at, c.lag_bytes) for at, c in consumers])
+    family("lag_seconds", "Age of the first record not read.", [(at, c.lag_s) for at, c in consumers])
+    family("landed_rows", "Rows of the table.", [(at, c.rows) for at, c in consumers])
+    family("quarantined_rows", "Rows in quarantine.", [(at, c.quarantined_rows) for at, c in consumers])
+    family("consumer_problem", "Whether something is wrong.", [(at, float(bool(c.problem))) for at, c in consumers])
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,90 @@
+"""What `headwater status` says of a real embedded log, a real lake and a connector's status file."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from catalog.load import Catalog, load_catalog
+from catalog.settings import CATALOG_DIR, Settings, load_settings
+from lake import Lake
+from streaming.capture.service import status_path
+from streaming.landing import GROUP, land
+from streaming.sqlite_log import SqliteLog
+from streaming.stream_status import StreamStatus, prometheus_text, stream_status
+
+NOW = datetime(2024, 5, 1, 12)
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return load_catalog(CATALOG_DIR)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    url = "postgresql://capture@localhost:5432/shop"
+    return load_settings({"HEADWATER_HOME": str(tmp_path), "HEADWATER_SHOP_URL": url})
+
+
+def product(at: datetime, code: str = "A1") -> pa.Table:
+    us = int((at - datetime(1970, 1, 1)).total_seconds() * 1e6)
+    row = {"stock_code": code, "description": None, "list_price_gbp": 1.5, "updated_at": us}
+    source = {"ts_us": us, "ts_ms": us // 1000, "lsn": us, "txId": 1}
+    value = {"before": None, "after": row, "op": "c", "source": source, "ts_ms": us // 1000, "ts_us": us}
+    return pa.table({"key": [json.dumps({"stock_code": code})], "value": [json.dumps(value)], "timestamp_us": [us]})
+
+
+def looked_at(settings: Settings, catalog: Catalog, log: SqliteLog) -> StreamStatus:
+    return stream_status(settings, catalog, log, Lake(settings.lake_dir), NOW)
+
+
+def test_a_consumer_that_stands_still_is_a_problem_and_one_that_is_on_time_is_none(settings, catalog):
+    products = next(source for source in catalog.sources if source.table == "products")
+    with SqliteLog(settings.log_path) as log:
+        log.append({"cdc.shop.products": product(NOW - 11 * 60 * MINUTE)})
+        land(products, log, Lake(settings.lake_dir), 100)
+        log.append({"cdc.shop.products": product(NOW - MINUTE / 2, "A2")})
+        (found,) = [c for c in looked_at(settings, catalog, log).consumers if c.topic == "cdc.shop.products"]
+        assert (found.rows, found.lag_rows, found.lag_s, found.problem) == (1, 1, 30.0, None)
+        log.append({"cdc.shop.products": product(NOW, "A3")})
+        status = stream_status(settings, catalog, log, Lake(settings.lake_dir), NOW + MINUTE)
+        (found,) = [c for c in status.consumers if c.topic == "cdc.shop.products"]
+        assert (found.group, found.lag_rows, found.lag_s) == (GROUP, 2, 90.0)
+        assert found.problem == "the first of 2 records not landed is 90 s old"
+        assert any("headwater land" in line for line in status.problems)
+        assert 'headwater_lag_rows{group="landing",topic="cdc.shop.products"} 2' in prometheus_text(status)
+
+
+def test_a_source_that_never_ran_has_stopped_or_was_halted_says_what_to_do(settings, catalog):
+    with SqliteLog(settings.log_path) as log:
+        (source,) = looked_at(settings, catalog, log).sources
+        assert (source.state, source.problem) == ("never ran", "no connector has run here")
+        path = status_path(settings, "shop")
+        path.parent.mkdir(exist_ok=True)
+        told = {
+            "state": "streaming", "resume": {"lsn": 7}, "epoch": 1, "rows": 12, "last_event_us": 1, "tables": {},
+            "retained": {"behind_bytes": 3, "retained_bytes": 9, "limit_bytes": 10}, "problem": None,
+            "at_us": 1_700_000_000_000_000, "pid": 1,
+        }  # fmt: skip
+        path.write_text(json.dumps(told))
+        (source,) = looked_at(settings, catalog, log).sources
+        assert (source.state, source.running, source.retained_bytes) == ("stopped", False, 9)
+        assert source.problem == "no connector is running since 2023-11-14 22:13:20"
+        path.write_text(json.dumps({**told, "halted": "the slot is gone"}))
+        (source,) = looked_at(settings, catalog, log).sources
+        assert source.problem == "the slot is gone"
+
+
+def test_without_a_database_there_is_no_source(settings, catalog, tmp_path):
+    embedded = load_settings({"HEADWATER_HOME": str(tmp_path)})
+    with SqliteLog(settings.log_path) as log:
+        status = looked_at(embedded, catalog, log)
+    assert list(status.sources) == []
+    assert status.problems == []
+    assert json.dumps(status.as_json(), default=str)
