@@ -11,6 +11,7 @@ import base64
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import date
 from ipaddress import IPv4Address
 
@@ -126,11 +127,11 @@ def _float_from_log(_: ColumnType) -> Convert:
 def _shortest_float(value: float) -> bytes:
     """The number with the fewest digits that is this single-precision float."""
     bits = struct.pack("<f", value)
-    for digits in (6, 7, 8):
+    for digits in range(1, 9):
         short = float(f"{value:.{digits}g}")
-        # Rounded up it may lie beyond the largest float: pack then refuses.
-        if abs(short) <= 3.4028234663852886e38 and struct.pack("<f", short) == bits:
-            return orjson.dumps(short)
+        with suppress(OverflowError):  # rounded up, it may lie beyond the largest float
+            if struct.pack("<f", short) == bits:
+                return orjson.dumps(short)
     return orjson.dumps(float(f"{value:.9g}"))
 
 

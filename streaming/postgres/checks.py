@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from streaming.capture.errors import Halt, Retryable
-from streaming.postgres.description import Description, Query
+from streaming.postgres.catalog import Description, Query
 
 __all__ = ["OLDEST", "ServerState", "check_identities", "check_server", "check_tables", "quoted", "server_state"]
 

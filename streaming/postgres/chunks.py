@@ -20,18 +20,18 @@ from psycopg import pq
 from streaming.capture.errors import Retryable
 from streaming.capture.source import Chunk
 from streaming.capture.tables import TableSchema
+from streaming.postgres.catalog import Catalog, Description
 from streaming.postgres.checks import quoted
 from streaming.postgres.connect import Server, result_error, wait_readable, wait_writable
 from streaming.postgres.decoders import Decoder, compile_decoder, unescaped
-from streaming.postgres.description import Description, named, schema_of
 from streaming.postgres.pgoutput import parse_lsn
-from streaming.postgres.types import ColumnType, TypeCatalog
+from streaming.postgres.types import ColumnType
 
 __all__ = ["ChunkReader"]
 
 _STATEMENT_TIMEOUT_S, _LOCK_TIMEOUT_S = 900, 600
 _SILENCE_S = 900.0
-_LINES_AT_ONCE = 1_000
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 1.0
 # How long transactions may keep the first chunk waiting until that is said.
 _SAY_AFTER_S = 10.0
 
@@ -72,7 +72,7 @@ class ChunkReader:
     def __init__(
         self,
         server: Server,
-        types: TypeCatalog,
+        catalog: Catalog,
         *,
         version: int,
         checked_encoding: bool,
@@ -83,16 +83,19 @@ class ChunkReader:
         """`fence`: a transaction id; the first chunk waits until every older one has ended. `highest`: the highest id
         of a transaction that was streamed so far.
         """
-        self._server, self._types, self._highest, self._say = server, types, highest, say
+        self._server, self._catalog, self._highest, self._say = server, catalog, highest, say
         self._version, self._checked_encoding = version, checked_encoding
         self._fence: int | None = fence
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self._interrupted = threading.Event()
+        self._last: tuple[str, tuple[Any, ...] | None] | None = None
+        self._pause_s = _FIRST_PAUSE_S
         self._decoders: dict[TableSchema, Decoder] = {}
 
     def read(self, name: str, cursor: tuple[Any, ...] | None, limit: int) -> Chunk:
         """The rows after the cursor; none when the table is gone. Raises Retryable, Halt."""
         try:
+            self._pause((name, cursor))
             return self._read(self._ready(), name, cursor, limit)
         except psycopg.Error as error:
             if self._interrupted.is_set():
@@ -114,6 +117,15 @@ class ChunkReader:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _pause(self, asked: tuple[str, tuple[Any, ...] | None]) -> None:
+        """A chunk that is asked for again was of no use: somebody has committed and is not seen to have yet, which may
+        last while a synchronous standby is away.
+        """
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S) if asked == self._last else _FIRST_PAUSE_S
+        if asked == self._last:
+            self._interrupted.wait(self._pause_s)
+        self._last = asked
 
     def _ready(self) -> psycopg.Connection[tuple[Any, ...]]:
         """A connection in which nothing is under way: the rows of an earlier chunk may have been left unread."""
@@ -140,7 +152,7 @@ class ChunkReader:
             self._say(f"{name} is gone: nothing is left to read of it")
             connection.execute("COMMIT")
             return replace(chunk, high=self._watermark(connection))
-        schema, kinds = schema_of(self._query, self._types, found)
+        schema, kinds = self._catalog.schema(self._query, found)
         chunk = replace(chunk, schema=schema)
         decoder = self._decoder(schema, kinds)
         if not schema.key:
@@ -151,7 +163,10 @@ class ChunkReader:
                 return replace(chunk, rows=arriving, high=self._watermark(other))
         versions = self._collations(found)
         after = cursor[1:] if cursor and cursor[0] == versions else None
-        lines = list(self._lines(connection, self._statement(found, after, limit)))
+        statement = self._statement(found, after, limit)
+        if schemas := self._catalog.compared_by(self._query, found):
+            connection.execute(f"SET LOCAL search_path = pg_catalog, {', '.join(map(quoted, schemas))}".encode())
+        lines = list(self._lines(connection, statement))
         connection.execute("COMMIT")
         last = (versions, *self._last_key(lines[-1], found)) if len(lines) == limit else None
         rows = [decoder.copied(line) for line in lines]
@@ -200,7 +215,7 @@ class ChunkReader:
             connection.execute("ROLLBACK")
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             return None
-        return named(self._query, [name]).get(name)
+        return self._catalog.named(self._query, [name]).get(name)
 
     def _collations(self, found: Description) -> str:
         actual = "pg_database_collation_actual_version(d.oid)" if self._version >= 150_000 else "NULL::text"
@@ -214,16 +229,12 @@ class ChunkReader:
         if found.key:
             key = ", ".join(quoted(name) for name in found.key)
             if after is not None:
-                values = (_literal(value, kind) for value, kind in zip(after, self._key_types(found), strict=True))
+                types = self._catalog.key_types(self._query, found)
+                values = (_literal(value, kind) for value, kind in zip(after, types, strict=True))
                 select += f" WHERE ({key}) > ({', '.join(values)})"
             select += f" ORDER BY {key} LIMIT {limit}"
         # SQL_ASCII: as it is stored, for what is not UTF-8 would be an error.
         return f"COPY ({select}) TO STDOUT{'' if self._checked_encoding else ' (ENCODING SQL_ASCII)'}".encode()
-
-    def _key_types(self, found: Description) -> list[str]:
-        """Without lengths: a cast to varchar(3) would cut, one to char(3) pad."""
-        oids = {column.name: column.type_oid for column in found.columns}
-        return [kind.name for kind in self._types.types(self._query, [(oids[name], -1) for name in found.key])]
 
     @staticmethod
     def _last_key(line: bytes, found: Description) -> tuple[str, ...]:

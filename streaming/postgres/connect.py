@@ -29,7 +29,8 @@ _SESSION: Mapping[str, str] = {
     "lc_monetary": "C",
     # Types outside pg_catalog are then always written with their schema.
     "search_path": "pg_catalog",
-    "synchronous_commit": "on",
+    # Our watermarks have to be in the log before they are streamed, and need wait for no standby.
+    "synchronous_commit": "local",
     "standard_conforming_strings": "on",
     # Rows that a policy hides from us are an error, not a smaller table.
     "row_security": "off",

@@ -15,13 +15,12 @@ from streaming.capture.errors import Halt, Retryable
 from streaming.capture.source import Retained
 from streaming.capture.tables import TableSchema
 from streaming.postgres import setup
+from streaming.postgres.catalog import Catalog, Description, Mark
 from streaming.postgres.checks import ServerState, check_identities, check_server, check_tables, server_state
 from streaming.postgres.connect import Server
-from streaming.postgres.description import Description, named, schema_of
 from streaming.postgres.pgoutput import lsn_text, parse_lsn
 from streaming.postgres.setup import Slot
 from streaming.postgres.stream import ServerIdentity, Stream
-from streaming.postgres.types import TypeCatalog
 from streaming.postgres.watch import Marks, rows_came_or_went
 
 __all__ = ["CLOCK", "Look", "Preparation", "Prepared"]
@@ -48,16 +47,15 @@ class Prepared:
     slot: Slot
     schemas: tuple[TableSchema, ...]
     marks: Marks
-    due: dict[str, tuple[int, list[int]]]
+    due: dict[str, tuple[int, Mark]]
 
 
 @dataclass(frozen=True)
 class Look:
-    """How things are at a position of the server's log: what it keeps for us, the tables, the publication's members."""
+    """How things are at a position of the server's log: what it keeps for us, and the tables."""
 
     retained: Retained
     tables: dict[str, Description]
-    published: dict[str, bool]
     position: int
 
 
@@ -71,7 +69,6 @@ class Preparation:
         self._slot, self._publication = slot, publication
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self._occupied: tuple[float, float] | None = None
-        self.types = TypeCatalog()
 
     def connect(self) -> ServerState:
         """Connect, and check what has to be so before a walsender can be asked for."""
@@ -81,7 +78,7 @@ class Preparation:
         )
         self._state = state = server_state(self.query)
         check_server(state)
-        self.types = TypeCatalog(checked_encoding=state.encoding != "SQL_ASCII")
+        self.catalog = Catalog(self._publication, state.version, checked_encoding=state.encoding != "SQL_ASCII")
         return state
 
     def wanted(self, name: str) -> bool:
@@ -99,7 +96,7 @@ class Preparation:
     def prepare(self, checkpoint: Checkpoint | None, identity: ServerIdentity, stream: Stream) -> Prepared:
         """Raises Halt for what a person must decide, Retryable while another process holds the slot."""
         state = self._state
-        everything = named(self.query, {*self._tables, *self._clocks})
+        everything = self.catalog.named(self.query, {*self._tables, *self._clocks})
         found = [everything[name] for name in self._tables if name in everything]
         self._check_missing([name for name in self._tables if name not in everything], checkpoint)
         added = self._check_publication([*found, *(everything[name] for name in self._clocks & everything.keys())])
@@ -110,7 +107,7 @@ class Preparation:
             setup.publish(self.query, self.execute, state, self._publication, added)
         slot = slot or self._make_slot()
         marks, due = self._marks(found, checkpoint, {one.name for one in added})
-        schemas = tuple(schema_of(self.query, self.types, one)[0] for one in found)
+        schemas = tuple(self.catalog.schema(self.query, one)[0] for one in found)
         return Prepared(state, slot, schemas, marks, due)
 
     def _check_missing(self, missing: Sequence[str], checkpoint: Checkpoint | None) -> None:
@@ -130,13 +127,13 @@ class Preparation:
 
     def _check_publication(self, found: Sequence[Description]) -> list[Description]:
         """The tables that are to be added to it."""
-        members = setup.published(self.query, self._publication, self._state.version)
-        added = [one for one in found if one.name not in (members or {})]
-        check_tables(self.query, self._state, found, [one.name for one in added] + ([""] if members is None else []))
+        exists = setup.has_publication(self.query, self._publication)
+        added = [one for one in found if not one.is_published]
+        check_tables(self.query, self._state, found, [*(one.name for one in added), *([] if exists else [""])])
         check_identities(found)
-        if members is not None:
+        if exists:
             setup.check_publication(self.query, self._publication, found)
-            setup.check_filters(members, self._publication, found)
+            setup.check_filters(self._publication, found)
         return added
 
     def _check_slot(self, checkpoint: Checkpoint | None) -> Slot | None:
@@ -189,11 +186,11 @@ class Preparation:
 
     def _marks(
         self, found: Iterable[Description], checkpoint: Checkpoint | None, added: set[str]
-    ) -> tuple[Marks, dict[str, tuple[int, list[int]]]]:
+    ) -> tuple[Marks, dict[str, tuple[int, Mark]]]:
         """Tables that were captured before keep their mark until the stream has passed what happened to them since."""
         known: Marks = dict(checkpoint.resume.get("tables", {})) if checkpoint else {}
         marks: Marks = {}
-        due: dict[str, tuple[int, list[int]]] = {}
+        due: dict[str, tuple[int, Mark]] = {}
         for one in found:
             marks[one.name] = one.mark
             if checkpoint is None or one.name not in checkpoint.tables:
@@ -229,12 +226,11 @@ class Preparation:
                 "slot_missing",
             )
         setup.check_slot(slot, self._slot, self._state)
-        tables = named(self.query, self._tables)
-        members = setup.published(self.query, self._publication, self._state.version) or {}
+        tables = self.catalog.named(self.query, self._tables)
         end, limit = self._end()
         kept = max(end - slot.restart, 0)
         left = None if slot.safe_wal_bytes is None else kept + slot.safe_wal_bytes
-        return Look(Retained(max(end - slot.confirmed, 0), kept, left or limit, end), tables, members, end)
+        return Look(Retained(max(end - slot.confirmed, 0), kept, left or limit, end), tables, end)
 
     def _end(self) -> tuple[int, int | None]:
         """The end of the server's log, and how much of it slots may keep."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from streaming.capture.sink import Sink, Table
 from streaming.capture.tables import TableSchema
+from streaming.postgres.catalog import Catalog, Query
 from streaming.postgres.decoders import Decoder, compile_decoder
-from streaming.postgres.description import Query, schema_of_relation
 from streaming.postgres.pgoutput import DELETE, ROW_START, TUPLE, Relation
-from streaming.postgres.types import ColumnType, TypeCatalog
+from streaming.postgres.types import ColumnType
 from streaming.postgres.values import timestamp
 from streaming.postgres.watch import Watch
 
@@ -71,7 +71,7 @@ class Relations:
     def __init__(
         self,
         query: Query,
-        types: TypeCatalog,
+        catalog: Catalog,
         sink: Sink,
         watch: Watch,
         wanted: Callable[[str], bool],
@@ -80,7 +80,7 @@ class Relations:
         """`wanted` and `clocks`: whether a table of that name is captured, or is a replay's clock."""
         self.targets: dict[int, Target] = {}
         self._clocks: dict[int, _Clock] = {}
-        self._query, self._types, self._sink, self._watch = query, types, sink, watch
+        self._query, self._catalog, self._sink, self._watch = query, catalog, sink, watch
         self._wanted, self._is_clock = wanted, clocks
 
     def learn(self, relation: Relation) -> None:
@@ -91,7 +91,7 @@ class Relations:
         known = self._sink.tables.get(relation.name)
         if not relation.columns or not (self._wanted(relation.name) or self._is_clock(relation.name)):
             return
-        schema, kinds = schema_of_relation(self._query, self._types, relation, known.schema if known else None)
+        schema, kinds = self._catalog.schema_of_relation(self._query, relation, known.schema if known else None)
         decoder = compile_decoder(_named(schema, kinds), schema.key)
         if self._is_clock(relation.name):
             names = [column.name for column in relation.columns]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from streaming.capture.errors import Halt
+from streaming.postgres.catalog import Description, Query
 from streaming.postgres.checks import ServerState, quoted
-from streaming.postgres.description import Description, Query
 from streaming.postgres.pgoutput import lsn_text, parse_lsn
 
 __all__ = [
@@ -16,8 +16,8 @@ __all__ = [
     "check_publication",
     "check_slot",
     "create_slot",
+    "has_publication",
     "publish",
-    "published",
     "read_slot",
 ]
 
@@ -27,9 +27,6 @@ _PUBLICATION_SQL = """
 SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot, puballtables,
   pg_catalog.pg_has_role(pubowner, 'USAGE'), pg_catalog.pg_get_userbyid(pubowner)::text
 FROM pg_catalog.pg_publication WHERE pubname = %s
-"""
-_MEMBERS_SQL = """
-SELECT schemaname || '.' || tablename{filter} FROM pg_catalog.pg_publication_tables WHERE pubname = %s
 """
 _SLOT_SQL = """
 SELECT s.slot_type, s.plugin::text, s.database::text, s.temporary, s.active_pid, s.wal_status,
@@ -63,12 +60,9 @@ class Slot:
     reader: str | None
 
 
-def published(query: Query, publication: str, version: int) -> dict[str, bool] | None:
-    """The publication's tables, and whether only some of their rows are in it; None when there is no publication."""
-    if not query(_PUBLICATION_SQL, (publication,)):
-        return None
-    members = _MEMBERS_SQL.format(filter=", rowfilter IS NOT NULL" if version >= 150_000 else ", false")
-    return dict(query(members, (publication,)))
+def has_publication(query: Query, publication: str) -> bool:
+    """Whether there is a publication of that name."""
+    return bool(query(_PUBLICATION_SQL, (publication,)))
 
 
 def check_publication(query: Query, publication: str, found: Sequence[Description]) -> None:
@@ -87,14 +81,13 @@ def check_publication(query: Query, publication: str, found: Sequence[Descriptio
         )
 
 
-def check_filters(members: Mapping[str, bool], publication: str, found: Iterable[Description]) -> None:
+def check_filters(publication: str, found: Iterable[Description]) -> None:
     """Raises Halt when only some rows of a table are published: a snapshot would read all of them."""
-    filtered = [one for one in found if members.get(one.name)]
+    filtered = ", ".join(quoted(one.schema, one.table) for one in found if one.is_filtered)
     if filtered:
-        tables = ", ".join(quoted(one.schema, one.table) for one in filtered)
         raise Halt(
-            f"publication {publication} has a condition on rows of {tables}",
-            f"ALTER PUBLICATION {quoted(publication)} DROP TABLE {tables}: they are then added without it",
+            f"publication {publication} has a condition on rows of {filtered}",
+            f"ALTER PUBLICATION {quoted(publication)} DROP TABLE {filtered}: they are then added without it",
             "publication",
         )
 

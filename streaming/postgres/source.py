@@ -91,7 +91,7 @@ class PostgresSource:
         position = int(checkpoint.resume["lsn"]) if checkpoint else now
         watch = Watch(sink, prepared.marks, prepared.due, self._say)
         relations = Relations(
-            preparation.query, preparation.types, sink, watch, preparation.wanted, preparation.is_clock
+            preparation.query, preparation.catalog, sink, watch, preparation.wanted, preparation.is_clock
         )
         fence = preparation.own_transaction_id()
         reader = StreamReader(
@@ -105,7 +105,7 @@ class PostgresSource:
         )
         chunks = ChunkReader(
             self._server,
-            preparation.types,
+            preparation.catalog,
             version=prepared.state.version,
             checked_encoding=prepared.state.encoding != "SQL_ASCII",
             fence=fence,
@@ -142,7 +142,7 @@ class PostgresSource:
     def retained(self) -> Retained:
         """From pg_replication_slots; also looks whether the tables are still what they were."""
         look = self._preparation.look()
-        self._opened.watch.compare(self._tables, look.tables, look.published, look.position)
+        self._opened.watch.compare(self._tables, look.tables, look.position)
         return look.retained
 
     def close(self) -> None:

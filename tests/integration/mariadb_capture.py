@@ -8,14 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import pymysql
+from memory_writer import Log, MemoryWriter
 
 from headwater.stack.place import HOST
 from headwater.stack.server import Server
 from streaming.capture.credentials import Address, parse_address
 from streaming.capture.engine import Capture, Options
+from streaming.capture.errors import CaptureError
 from streaming.log_writer import LogWriter
 from streaming.mysql.source import MysqlSource
-from tests.integration.memory_writer import Log, MemoryWriter
 
 FAST = Options(flush_s=0.02, checkpoint_s=0.05, poll_s=0.02, chunk_rows=200)
 
@@ -55,12 +56,12 @@ def capture_once(server: Server, log: Log, *tables: str, options: Options = FAST
 @contextmanager
 def capturing(server: Server, log: Log, *tables: str, options: Options = FAST) -> Iterator[Capture]:
     """Capture in a thread while the block runs; what it raises is raised at the end."""
-    running, stop, raised = capture(server, log, *tables, options=options), threading.Event(), list[BaseException]()
+    running, stop, raised = capture(server, log, *tables, options=options), threading.Event(), list[Exception]()
 
     def run() -> None:
         try:
             running.run(stop)
-        except BaseException as error:
+        except (CaptureError, RuntimeError, AssertionError, ValueError, LookupError, TypeError) as error:
             raised.append(error)
 
     thread = threading.Thread(target=run)

@@ -13,6 +13,7 @@ import psycopg
 from memory_writer import Log, MemoryWriter, changes, fold
 
 from headwater.stack.server import Server
+from streaming.capture import engine
 from streaming.capture.credentials import Address, parse_address
 from streaming.capture.engine import Capture, Options
 from streaming.log_writer import LogWriter
@@ -99,6 +100,7 @@ class Connector:
             self.source, writer, options, topic=self.topic, database=database.name, say=self.said.append
         )
         self._thread = threading.Thread(target=self._run)
+        engine._RETAINED_EVERY_S = 0.2  # and with it the look at what the stream does not tell
 
     def topic(self, table: str) -> str:
         return f"cdc.{self.system}.{table.split('.')[-1]}"
