@@ -49,7 +49,8 @@ lock: env ## compile requirements.lock from pyproject.toml
 	uv=$$(command -v uv || echo .uv/bin/uv); $$uv pip compile pyproject.toml --extra dev \
 	  --no-emit-index-url --no-header --no-annotate -q -o requirements.lock
 
-clean: ## remove the data directory of the embedded defaults
+clean: ## stop the servers below the embedded defaults' data directory and remove it
+	@[ ! -d .headwater/stack ] || HEADWATER_HOME=.headwater $(BIN)/headwater down
 	rm -rf .headwater
 
 help:

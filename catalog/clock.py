@@ -12,11 +12,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Clock", "ClockError", "FixedClock", "ReplayClock", "WallClock", "parse_instant"]
+__all__ = ["Clock", "ClockError", "DamagedClockError", "FixedClock", "ReplayClock", "WallClock", "parse_instant"]
 
 
 class ClockError(RuntimeError):
     """The replay has not emitted anything yet, so there is no now."""
+
+
+class DamagedClockError(ClockError):
+    """What the replay kept about itself cannot be read."""
+
+    def __init__(self, path: Path, found: object) -> None:
+        super().__init__(
+            f"{path}: tried to read where the replay is, found {found}; move the file away and run `headwater run`: it "
+            "continues from what is in the change log"
+        )
 
 
 class Clock(Protocol):
@@ -57,6 +67,8 @@ class ReplayClock:
             raise ClockError(
                 f"no replay has run in {self.path.parent}: run `headwater run` first, or set HEADWATER_NOW"
             ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedClockError(self.path, repr(error)) from None
 
 
 def parse_instant(text: str) -> datetime:

@@ -18,9 +18,12 @@ from urllib.parse import urlsplit
 
 from catalog.clock import Clock, FixedClock, ReplayClock, WallClock, parse_instant
 
-__all__ = ["SETTINGS", "Setting", "Settings", "SettingsError", "load_settings", "redacted"]
+__all__ = ["SETTINGS", "UNUSABLE_IN_PATH", "Setting", "Settings", "SettingsError", "load_settings", "redacted"]
 
 CATALOG_DIR = Path(__file__).parent
+# delta-rs 1.6 makes a URL of a path and decodes it twice: what it writes to `a%20b` it then reads from `a b`, be that
+# another lake; `#` and `?` cut its history off, the others it cannot have in a URL.
+UNUSABLE_IN_PATH = re.compile(r"%[0-9A-Fa-f]{2}|[#?\[\]\\^|\x00-\x1f\x7f]")
 
 
 class SettingsError(ValueError):
@@ -29,6 +32,10 @@ class SettingsError(ValueError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class _Found(ValueError):
+    """A value that is refused, with what was found to be wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,8 @@ def _home(text: str) -> Path:
     nearest = next(p for p in (path, *path.parents) if os.path.exists(p))  # Path.exists raises where it may not look
     if not nearest.is_dir():
         raise ValueError(text)
+    if found := UNUSABLE_IN_PATH.search(os.path.realpath(path)):
+        raise _Found(f"{path} (with {found.group()!r} Delta tables cannot be found again)")
     return path
 
 
@@ -154,14 +163,14 @@ def _data_file(text: str) -> Path | None:
     if path.suffix.lower() not in (".parquet", ".csv", ".xlsx"):
         raise ValueError(text)
     if not path.is_file():
-        raise ValueError(f"{text} (no such file)")
+        raise _Found(f"{text} (no such file)")
     return path
 
 
 def _directory(text: str) -> Path:
     path = _path(text) if text else CATALOG_DIR
     if not path.is_dir():
-        raise ValueError(f"{text} (no such directory)")
+        raise _Found(f"{text} (no such directory)")
     return path
 
 
@@ -170,7 +179,7 @@ def _optional_file(text: str) -> Path | None:
         return None
     path = _path(text)
     if not path.is_file():
-        raise ValueError(f"{text} (no such file)")
+        raise _Found(f"{text} (no such file)")
     return path
 
 
@@ -386,7 +395,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         try:
             values[setting.field] = setting.parse(text)
         except ValueError as error:
-            found = str(error) if "(no such" in str(error) else text
+            found = str(error) if isinstance(error, _Found) else text
             shown = "a value" if setting.secret else repr(redacted(found))
             problems.append(f"environment:{setting.env}: found {shown}, allowed is {setting.allowed}")
     if problems:

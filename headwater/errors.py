@@ -42,6 +42,7 @@ KNOWN: dict[str, int] = {
     "catalog.settings.SettingsError": USAGE,
     "catalog.load.CatalogError": FAILED,
     "catalog.clock.ClockError": NOT_YET,
+    "catalog.clock.DamagedClockError": FAILED,
     "lake.tables.MissingTableError": NOT_YET,
     "lake.tables.LakeError": FAILED,
     "streaming.log_writer.LogError": FAILED,

@@ -8,7 +8,6 @@ Errors: LakeError
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,12 +20,9 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from catalog.keys import TABLE_LAYERS, Key
+from catalog.settings import UNUSABLE_IN_PATH
 
 __all__ = ["Lake", "LakeError", "MissingTableError", "UnusablePathError", "parquet_files", "quoted"]
-
-# delta-rs 1.6 makes a URL of a path and decodes it twice: what it writes to `a%20b` it then reads from `a b`, be that
-# another lake; `#` and `?` cut its history off, the others it cannot have in a URL.
-_UNUSABLE = re.compile(r"%[0-9A-Fa-f]{2}|[#?\[\]\\^|\x00-\x1f\x7f]")
 
 
 class LakeError(RuntimeError):
@@ -49,7 +45,7 @@ class Lake:
 
     def __post_init__(self) -> None:
         real = os.path.realpath(self.root)
-        if found := _UNUSABLE.search(real):
+        if found := UNUSABLE_IN_PATH.search(real):
             raise UnusablePathError(
                 f"{real!r}: found {found.group()!r} in the path, with which Delta tables cannot be found again; set "
                 "HEADWATER_HOME to a directory without # ? [ ] \\ ^ |, control characters, and % before two hex digits"

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from catalog.clock import DamagedClockError
 from catalog.keys import cdc_topic
 from streaming.log import ChangeLog, TopicPartition
 from streaming.shop import TABLES
@@ -57,12 +58,14 @@ class ReplayState:
 
     @classmethod
     def load(cls, path: Path) -> ReplayState | None:
-        """None when no replay has completed."""
+        """None when no replay has completed. Raises DamagedClockError."""
         try:
             tree: dict[str, Any] = json.loads(path.read_text())
+            return cls(**{**tree, "injections": tuple(Injection(**i) for i in tree["injections"])})
         except FileNotFoundError:
             return None
-        return cls(**{**tree, "injections": tuple(Injection(**i) for i in tree["injections"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedClockError(path, repr(error)) from None
 
     def injected(self, log: ChangeLog) -> bool:
         """Whether the log goes on after the replay's own changes because changes were injected."""

@@ -190,6 +190,13 @@ def test_a_home_that_is_a_file_or_below_one_is_a_wrong_setting(tmp_path: Path, a
         assert "Traceback" not in done.stderr
 
 
+def test_a_home_whose_path_delta_cannot_find_again_is_a_wrong_setting(tmp_path: Path) -> None:
+    done = run(tmp_path / "a#b", "run")
+    assert (done.exit_code, done.stdout) == (2, ""), done.output
+    assert f"{tmp_path}/a#b (with '#' Delta tables cannot be found again)" in done.stderr
+    assert not (tmp_path / "a#b").exists()
+
+
 @pytest.mark.parametrize("arguments", WRITERS[:3], ids=" ".join)
 @pytest.mark.parametrize(("home", "tried"), [("/proc/home", "make the directory"), ("/proc", "write a file in")])
 def test_a_home_that_cannot_be_written_is_said_before_anything_is_done(

@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from catalog.clock import ReplayClock
+from catalog.clock import DamagedClockError, ReplayClock
 from catalog.load import load_catalog
 from streaming.log import TopicPartition
 from streaming.replay import ReplayMismatchError, ReplayReport, replay
@@ -370,6 +370,22 @@ def test_other_lines_are_refused(log: SqliteLog, shop_lines: pa.Table, keep_stat
     if not keep_state:
         replayed(log, shop_lines)
         assert content(log) == before
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", "{}", '{"last_event_at": 3}'])
+def test_a_damaged_state_is_refused_and_without_it_the_log_is_continued(
+    log: SqliteLog, shop_lines: pa.Table, damaged: str
+) -> None:
+    first = shop_lines.slice(0, 500)
+    replayed(log, first)
+    before, path = content(log), log.path.with_name("replay.json")
+    path.write_text(damaged)
+    for read_it in (lambda: replayed(log, first), ReplayClock(path).now):
+        with pytest.raises(DamagedClockError, match="replay.json: tried to read where the replay is, found"):
+            read_it()
+    path.unlink()
+    assert replayed(log, first).changes == 0
+    assert content(log) == before
 
 
 def test_one_changed_value_is_noticed(log: SqliteLog, shop_lines: pa.Table) -> None:
