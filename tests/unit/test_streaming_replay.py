@@ -381,7 +381,7 @@ def test_a_damaged_state_is_refused_and_without_it_the_log_is_continued(
     before, path = content(log), log.path.with_name("replay.json")
     path.write_text(damaged)
     for read_it in (lambda: replayed(log, first), ReplayClock(path).now):
-        with pytest.raises(DamagedClockError, match="replay.json: tried to read where the replay is, found"):
+        with pytest.raises(DamagedClockError, match=r"replay\.json: tried to read where the replay is, found"):
             read_it()
     path.unlink()
     assert replayed(log, first).changes == 0
