@@ -20,7 +20,7 @@ from streaming.capture.source import Chunk
 from streaming.capture.tables import TableSchema
 from streaming.mysql.connect import Database
 from streaming.mysql.decoders import Column, TextRows
-from streaming.mysql.dictionary import Described, Dictionary
+from streaming.mysql.dictionary import Described, Dictionary, identifier
 from streaming.mysql.packets import Packets
 from streaming.mysql.positions import place
 from streaming.mysql.table_map import LogColumn
@@ -75,8 +75,9 @@ class Chunks:
         self, connection: pymysql.Connection, dictionary: Dictionary, name: str, cursor: Any, limit: int
     ) -> Chunk:
         high = self._snapshot(self._database, connection)
-        described = self._held(connection, dictionary, name)
+        described = dictionary.describe_held(connection, name) if dictionary.hold(connection, name) else None
         if described is None:
+            connection.commit()
             return _chunk([], None, high, None)
         query = _Query(described, dictionary, self._memos)
         if not described.schema.key:
@@ -84,16 +85,6 @@ class Chunks:
             return _chunk(self._stream(connection, query), None, high, described.schema)
         rows, cursor = self._rows(connection, query, query.after(cursor), limit)
         return _chunk(rows, cursor, high, described.schema)
-
-    def _held(self, connection: pymysql.Connection, dictionary: Dictionary, name: str) -> Described | None:
-        """What the table looks like; it cannot be altered until the transaction ends, for it has been read."""
-        try:
-            self._database.query(connection, f"SELECT 1 FROM {_quoted(name)} LIMIT 0")
-        except Retryable:
-            if dictionary.describe(connection, name) is None:
-                return None
-            raise
-        return dictionary.describe(connection, name)
 
     def _rows(
         self, connection: pymysql.Connection, query: _Query, where: str, limit: int
@@ -139,7 +130,7 @@ class Chunks:
     def _failed(self, packet: bytes) -> CaptureError:
         code, said = int.from_bytes(packet[1:3], "little"), packet[9:].decode(errors="replace")
         if code in _NO_RIGHT:
-            return self._database.refused(said)
+            return self._database.no_right(said)
         return Retryable(f"reading a table failed, and is done again: {said} (error {code})")
 
     def _connected(self) -> tuple[pymysql.Connection, Dictionary]:
@@ -212,7 +203,7 @@ class _Query:
             return ""
         key = self._schema.key
         values = [literal(self._types[name], bytes.fromhex(text)) for name, text in zip(key, cursor[1:], strict=True)]
-        return _behind([_name(name) for name in key], values)
+        return _behind([identifier(name) for name in key], values)
 
 
 def _behind(names: Sequence[str], values: Sequence[str]) -> str:
@@ -228,15 +219,15 @@ def chunk_query(
     schema: str, table: str, types: Mapping[str, ColumnType], key: Sequence[str], where: str, limit: int | None
 ) -> str:
     """The SELECT of a chunk: the columns in their order, then the numbers of enums in the key."""
-    asked = [f"CAST({_name(n)} AS DOUBLE)" if kind.kind == "float" else _name(n) for n, kind in types.items()]
-    asked += [f"{_name(n)} + 0" for n in key if types[n].kind in ("enum", "set")]
-    sql = f"SELECT {', '.join(asked)} FROM {_name(schema)}.{_name(table)}"
+    asked = [f"CAST({identifier(n)} AS DOUBLE)" if kind.kind == "float" else identifier(n) for n, kind in types.items()]
+    asked += [f"{identifier(n)} + 0" for n in key if types[n].kind in ("enum", "set")]
+    sql = f"SELECT {', '.join(asked)} FROM {identifier(schema)}.{identifier(table)}"
     if key:
         sql += " FORCE INDEX (PRIMARY)"
     if where:
         sql += f" WHERE {where}"
     if key:
-        sql += f" ORDER BY {', '.join(_name(n) for n in key)}"
+        sql += f" ORDER BY {', '.join(identifier(n) for n in key)}"
     return f"{sql} LIMIT {limit}" if limit is not None else sql
 
 
@@ -253,15 +244,6 @@ def literal(kind: ColumnType, raw: bytes) -> str:
     if not _NUMBER.fullmatch(raw):
         raise Halt(f"a key of type {kind} has the value {raw!r}", "Leave the table out", "mysql_unreadable_column")
     return raw.decode("ascii")
-
-
-def _name(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"
-
-
-def _quoted(name: str) -> str:
-    schema, _, table = name.partition(".")
-    return f"{_name(schema)}.{_name(table)}"
 
 
 def snapshot_mariadb(database: Database, connection: pymysql.Connection) -> int:

@@ -2,7 +2,7 @@
 
 Errors: PyMySQL's become
           ├─ Retryable   the server is away, shuts down, has no connection left, or broke off
-          └─ Halt        it does not let us in, or its certificate is not the expected one
+          └─ Halt        it does not let us in, or do what capturing takes, or its certificate is not the expected one
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ __all__ = ["Database"]
 _MODES = ("disabled", "preferred", "required", "verify_ca", "verify_identity")
 _OPTIONS = ("ssl", "ssl_ca", "ssl_cert", "ssl_key", "server_id", "connect_timeout_s")
 _PORT = 3306
-# Access denied (to the server, a database, a command, a table, by name or by host), an unknown database or plugin.
-_REFUSED = (1044, 1045, 1049, 1130, 1142, 1143, 1227, 1251, 1275, 1524, 1698, 2026, 2054, 2059, 3118, 4151)
+# Access denied (to the server, by name or by host), an unknown database or plugin.
+_REFUSED = (1044, 1045, 1049, 1130, 1251, 1275, 1524, 1698, 2026, 2054, 2059, 3118, 4151)
+# A table, a column, a command that the user may not use.
+_NO_RIGHT = (1142, 1143, 1227)
 # UTC; zero dates and text as they are, whatever the server's mode; no limit on how long a query may run; a client that
 # reads slowly is not cut off.
 _SESSION = (
@@ -126,14 +128,26 @@ class Database:
         said = " ".join(str(error.args[-1]).split()) if error.args else type(error).__name__
         if code in _REFUSED or isinstance(getattr(error, "original_exception", None), ssl.SSLError):
             return self.refused(said)
+        if code in _NO_RIGHT:
+            return self.no_right(said)
         return Retryable(self.address.hide(f"{self.address}: {said} (error {code})"))
 
     def refused(self, said: str) -> Halt:
         """The server does not let us in."""
         return Halt(
             self.address.hide(f"{self.address}: the database does not let us in: {said}"),
-            "Check user, password and privileges, and the certificate where the URL asks for one",
+            "Check user, password and database, and the certificate where the URL asks for one",
             "mysql_connection",
+        )
+
+    def no_right(self, said: str) -> Halt:
+        """The server does not let us do what capturing takes."""
+        user = self.address.user
+        return Halt(
+            self.address.hide(f"{self.address}: {user} lacks a privilege: {said}"),
+            f"GRANT REPLICATION SLAVE, BINLOG MONITOR ON *.* TO {user}; GRANT SELECT ON {self.address.database}.* TO "
+            f"{user} (MySQL: REPLICATION SLAVE, REPLICATION CLIENT)",
+            "mysql_privileges",
         )
 
 

@@ -20,7 +20,7 @@ from streaming.mysql.types import ColumnType, parse_type
 if TYPE_CHECKING:
     import pymysql
 
-__all__ = ["Described", "Dictionary", "table_schema"]
+__all__ = ["Described", "Dictionary", "identifier", "quoted", "table_schema"]
 
 _COLUMNS = """
 SELECT COLUMN_NAME, COLUMN_TYPE, CHARACTER_SET_NAME, IS_NULLABLE FROM information_schema.COLUMNS
@@ -39,6 +39,20 @@ AND TABLE_NAME = 'COLLATION_CHARACTER_SET_APPLICABILITY' AND COLUMN_NAME = 'ID'"
 _CASCADES = """
 SELECT TABLE_NAME, CONSTRAINT_NAME, DELETE_RULE, UPDATE_RULE FROM information_schema.REFERENTIAL_CONSTRAINTS
 WHERE CONSTRAINT_SCHEMA = %s AND (DELETE_RULE IN ('CASCADE', 'SET NULL') OR UPDATE_RULE IN ('CASCADE', 'SET NULL'))"""
+
+# No such table, no such database.
+_NO_TABLE = (1146, 1049)
+
+
+def identifier(name: str) -> str:
+    """A name as SQL."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def quoted(name: str) -> str:
+    """`schema.table` as SQL."""
+    schema, _, table = name.partition(".")
+    return f"{identifier(schema)}.{identifier(table)}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +127,34 @@ class Dictionary:
         return found
 
     def describe(self, connection: pymysql.Connection, name: str) -> Described | None:
-        """The table `schema.table` as it is now; None if there is none."""
+        """The table `schema.table` as it is now; None if there is none. Raises Retryable, Halt."""
+        with self._database.errors():
+            connection.begin()
+            try:
+                return self.describe_held(connection, name) if self.hold(connection, name) else None
+            finally:
+                connection.commit()
+
+    def hold(self, connection: pymysql.Connection, name: str) -> bool:
+        """Whether there is such a table; it cannot be altered or dropped then until the transaction under way ends.
+
+        The dictionary alone cannot say so: while a table is altered it has none of that name for a moment. Raises
+        Retryable, Halt without the right to read it.
+        """
+        import pymysql
+
+        with self._database.errors():
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute(f"SELECT 1 FROM {quoted(name)} LIMIT 0")
+            except pymysql.MySQLError as error:
+                if error.args[0] in _NO_TABLE:
+                    return False
+                raise
+        return True
+
+    def describe_held(self, connection: pymysql.Connection, name: str) -> Described | None:
+        """As `describe`, of a table that the transaction under way holds."""
         schema, _, table = name.partition(".")
         found = _texts(self._database.query(connection, _COLUMNS, (schema, table)))
         if not found:

@@ -28,7 +28,7 @@ _HEARTBEAT_NS = 1_000_000_000
 # The server's own words for a place that it does not have any more, or never had.
 _PURGED = ("Could not find first log file", "could not find next log", "have been purged", "too old")
 _NO_PLACE = ("impossible position", "bogus data", "not in the master's binlog", "is missing the GTID", "> file size")
-_FATAL_READING, _NO_GTID = 1236, 1945
+_FATAL_READING, _NO_GTID, _NO_RIGHT = 1236, 1945, (1045, 1227)
 
 
 class Dump:
@@ -109,8 +109,8 @@ class Dump:
                 return purged(self._place, said)
             if any(words in said for words in _NO_PLACE):
                 return reset(f"{self._place} is no place in it: {said}")
-        if code in (1045, 1227):
-            return self._database.refused(said)
+        if code in _NO_RIGHT:
+            return self._database.no_right(said)
         return Retryable(f"the database ended the stream of its binary log: {said} (error {code})")
 
     def close(self) -> None:

@@ -82,6 +82,7 @@ class Stream:
             events.ROTATE: self._on_rotate,
             events.FORMAT: self._on_format,
             events.HEARTBEAT: self._on_heartbeat,
+            **dict.fromkeys((events.GTID_LIST, events.BINLOG_CHECKPOINT), self._on_passed),
             events.INCIDENT: self._on_incident,
             events.PARTIAL_UPDATE: self._on_unreadable,
             events.TRANSACTION_PAYLOAD: self._on_unreadable,
@@ -157,6 +158,10 @@ class Stream:
         if not self._placed or self._pos != before:
             self._placed = True
             self._moved()
+
+    def _on_passed(self, _: bytes, __: int, ___: int) -> None:
+        """Nothing of ours, but the log may end here."""
+        self._moved()
 
     def _moved(self) -> None:
         if self._placed and not self.in_group:
@@ -277,8 +282,7 @@ class Stream:
         emptied = [names[name] for name in map(fold, statement.emptied) if name in names]
         for name in emptied:
             self._begin()
-            if name in self._sink.tables:
-                self._sink.truncate(self._sink.tables[name], b',"pos":%d,"row":0' % self._start)
+            self._empty(name)
         for name in {names[name] for name in map(fold, statement.unseen) if name in names}:
             self._begin()
             self._sink.reread(name)
@@ -286,6 +290,14 @@ class Stream:
             self._begin()
             self._tables.forget(name)
             self.altered[name] = self._commit
+
+    def _empty(self, name: str) -> None:
+        """All rows of the table are gone. It may not be there any more: then it looked as was recorded last."""
+        table, recorded = self._sink.tables.get(name), self._sink.history.versions.get(name)
+        if table is None and recorded:
+            table = self._sink.schema(recorded[-1])
+        if table is not None:
+            self._sink.truncate(table, b',"pos":%d,"row":0' % self._start)
 
     def _refuse_statement(self, statement: Statement, sql: str) -> None:
         """A change of rows that was logged as its text: which rows it changed, the log does not say."""
