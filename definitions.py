@@ -34,7 +34,7 @@ def build_defs(
     catalog = catalog or load_catalog(settings.catalog)
     return dg.Definitions(
         assets=[
-            stream_assets(catalog),
+            stream_assets(catalog, settings),
             *raw_assets(catalog),
             *dbt_tables(read_manifest(settings.warehouse_path)),
             online_features(catalog),

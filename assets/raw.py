@@ -8,15 +8,18 @@ import dagster as dg
 from assets.build import Built, Stopwatch, build, code_version
 from catalog import keys
 from catalog.load import Catalog
+from catalog.settings import Settings
 from catalog.spec import Source
 from resources.platform import Platform
-from streaming.log import TopicPartition
 
 __all__ = ["raw_assets", "stream_assets"]
 
 
-def stream_assets(catalog: Catalog) -> dg.AssetsDefinition:
-    """The change streams: a replay of the retail file (or of the simulated shop) into the change log."""
+def stream_assets(catalog: Catalog, settings: Settings) -> dg.AssetsDefinition:
+    """The change streams: what the database's connector, or a replay of a shop, appends to the change log."""
+    kinds = {"kafka" if settings.log_url else "sqlite"}
+    if settings.shop_url:
+        kinds.add("postgresql" if settings.shop_url.startswith("postgres") else "mysql")
 
     @dg.multi_asset(
         name="replay",
@@ -26,7 +29,7 @@ def stream_assets(catalog: Catalog) -> dg.AssetsDefinition:
                 group_name=keys.stream(s.system, s.table).group,
                 description=f"Changes of the shop's table {s.table}: {s.description}",
                 owners=[s.owner],
-                kinds={"sqlite"},
+                kinds=kinds,
                 tags={"domain": s.domain},
                 code_version=code_version("streaming"),
             )
@@ -34,14 +37,15 @@ def stream_assets(catalog: Catalog) -> dg.AssetsDefinition:
         ],
     )
     def replay(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> Iterator[Any]:
+        from streaming.capture.errors import CaptureError
         from streaming.replay import ReplayError
         from streaming.retail import RetailFileError
-        from streaming.source import replay_source
+        from streaming.source import advance
 
         watch = Stopwatch()
         try:
-            report = replay_source(platform.settings, platform.log)
-        except (ReplayError, RetailFileError) as error:
+            report = advance(platform.settings, catalog, platform.log)
+        except (ReplayError, RetailFileError, CaptureError) as error:
             raise dg.Failure(f"stream/shop/*: {error}", allow_retries=False) from error
         share = {name: round(value / len(catalog.sources), 3) for name, value in watch.metadata().items()}
         for source in catalog.sources:
@@ -49,12 +53,12 @@ def stream_assets(catalog: Catalog) -> dg.AssetsDefinition:
             yield dg.MaterializeResult(
                 asset_key=keys.stream(source.system, source.table).path,
                 metadata={
-                    "appended": report.appended.get(source.table, 0),
-                    "now": str(report.last_event_at),
-                    "rebuilt": report.appended.get(source.table, 0) > 0,
+                    "appended": report.appended[topic],
+                    "now": str(report.now),
+                    "rebuilt": report.appended[topic] > 0,
                     **share,
                 },
-                data_version=dg.DataVersion(str(platform.log.end(TopicPartition(topic, 0)))),
+                data_version=dg.DataVersion("-".join(map(str, report.ends[topic]))),
             )
 
     return replay

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from headwater.errors import NotThereYet
+from headwater.errors import NotThereYet, Refused
 from headwater.output import say, show_json, show_table
 from headwater.session import current_settings, declared_model, expect_writable, read_catalog
 
@@ -182,14 +183,17 @@ def inject(weeks: int, factor: float, seed: int) -> None:
       headwater drift status
     """
     settings = current_settings()
-    if not settings.log_path.exists():
+    from streaming.open_log import has_log, open_log
+
+    if settings.shop_url:
+        raise Refused("found HEADWATER_SHOP_URL set: drift is injected into a replay, not into a database")
+    if not has_log(settings):
         raise NotThereYet(f"no change log at {settings.log_path}: run `headwater run` first")
     expect_writable(settings)
     from lake import Lake
     from streaming.inject import inject_drift
-    from streaming.sqlite_log import SqliteLog
 
-    with SqliteLog(settings.log_path) as log:
+    with closing(open_log(settings)) as log:
         done = inject_drift(log, Lake(settings.lake_dir), settings.replay_path, weeks=weeks, factor=factor, seed=seed)
     say(
         f"headwater: {done.orders} orders with {done.lines} lines, quantities x {done.factor:g}, "

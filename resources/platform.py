@@ -18,7 +18,7 @@ from lake.ledger import Ledger
 from resources.summary import summarise, used, write
 
 if TYPE_CHECKING:
-    from streaming.sqlite_log import SqliteLog
+    from streaming.log import ChangeLog
 
 __all__ = ["Platform", "platform_resource"]
 
@@ -39,10 +39,10 @@ class Platform:
         return Ledger(self.settings.ledger_path)
 
     @cached_property
-    def log(self) -> SqliteLog:
-        from streaming.sqlite_log import SqliteLog
+    def log(self) -> ChangeLog:
+        from streaming.open_log import open_log
 
-        return SqliteLog(self.settings.log_path)
+        return open_log(self.settings)
 
     @cached_property
     def clock(self) -> Clock:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import closing
 
 import dagster as dg
 
@@ -18,7 +19,7 @@ from catalog.settings import Settings
 from sensors.in_progress import CAUSE, TRIGGER, run_in_progress
 from streaming.landing import GROUP
 from streaming.log import Lag, TopicPartition
-from streaming.sqlite_log import SqliteLog
+from streaming.open_log import has_log, open_log
 
 __all__ = ["build_change_sensor", "followed_topics"]
 
@@ -47,9 +48,9 @@ def followed_topics(catalog: Catalog) -> tuple[str, ...]:
 
 
 def _tick(context: dg.SensorEvaluationContext, topics: Sequence[str], settings: Settings) -> dg.SensorResult:
-    if not settings.log_path.exists():
+    if not has_log(settings):
         return dg.SensorResult(skip_reason=f"there is no change log yet in {settings.home}")
-    with SqliteLog(settings.log_path) as log:
+    with closing(open_log(settings)) as log:
         lags = {source: lag for topic in topics for source, lag in log.lag(GROUP, topic).items()}
     waiting = {source: lag for source, lag in lags.items() if lag.records > 0}
     if not waiting:

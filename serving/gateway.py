@@ -23,7 +23,7 @@ from ml.predictor import CorruptPackage, PackageError, Predictor, current_folder
 from serving.endpoints import Refreshable, Slot, Watched, Watcher
 from serving.prediction_log import LogHealth, Prediction, PredictionLog, Predictions
 from serving.problems import FeaturesUnavailable, NotDeployed, UnknownCustomers, UnknownModel
-from streaming.sqlite_log import SqliteLog
+from streaming.open_log import open_log
 
 __all__ = ["Endpoint", "Gateway", "Health"]
 
@@ -65,7 +65,7 @@ class Gateway:
         self._clock = clock or settings.clock()
         self._endpoints = {m.name: _endpoint(settings.endpoints_dir, m.name) for m in catalog.models}
         self._online = _online_store(settings.online_path)
-        self._log = PredictionLog(lambda: SqliteLog(settings.log_path), lambda: _inode(settings.log_path))
+        self._log = PredictionLog(lambda: open_log(settings), lambda: settings.log_url or _inode(settings.log_path))
         self._watched: tuple[Refreshable, ...] = (self._online, *self._endpoints.values())
         self._watcher = Watcher(self._watched, poll_s)
 

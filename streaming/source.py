@@ -1,6 +1,8 @@
-"""Which shop is replayed: the retail file of the settings, else the simulated one. Reads it once, then from a cache.
+"""Where changes come from: the database that HEADWATER_SHOP_URL names, else a replay of the retail file, else of the
+simulated shop.
 
-The cache holds the normalised lines as parquet below `HEADWATER_HOME/source`, named by a digest of what they came from.
+A file is read once, then from a cache: its normalised lines as parquet below `HEADWATER_HOME/source`, named by a digest
+of what they came from.
 """
 
 from __future__ import annotations
@@ -9,26 +11,71 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import asdict
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catalog.keys import cdc_topic
+from catalog.load import Catalog
 from catalog.settings import Settings
 from streaming.log import ChangeLog
-from streaming.replay import ReplayReport, replay
+from streaming.replay import replay
 from streaming.retail import NOTES, read_retail
 from streaming.simulator import simulate
 
-__all__ = ["replay_source", "source_lines"]
+__all__ = ["Advance", "advance", "source_lines"]
 
 _LOG = logging.getLogger(__name__)
 
 
-def replay_source(settings: Settings, log: ChangeLog) -> ReplayReport:
-    """Bring the change log up to what the source has emitted by now. Raises RetailFileError, ReplayError."""
-    return replay(source_lines(settings), log, settings.replay_path, until=settings.now)
+@dataclass(frozen=True)
+class Advance:
+    """`appended`: records that the log has got, by topic; `ends`: each topic's ends by partition.
+
+    `now`: the business instant; None while nothing has happened.
+    """
+
+    appended: Mapping[str, int]
+    ends: Mapping[str, tuple[int, ...]]
+    now: datetime | None
+
+
+def advance(settings: Settings, catalog: Catalog, log: ChangeLog) -> Advance:
+    """Bring the change log up to what the sources have by now.
+
+    Raises RetailFileError, ReplayError, DamagedClockError; for a database CaptureError; LogError.
+    """
+    topics = [cdc_topic(source.system, source.table) for source in catalog.sources]
+    before = _ends(log, topics)
+    if settings.shop_url is None:
+        now = replay(source_lines(settings), log, settings.replay_path, until=settings.now).last_event_at
+    else:
+        _capture(settings, {source.system for source in catalog.sources})
+        now = settings.clock().now()
+    ends = _ends(log, topics)
+    return Advance({topic: sum(ends[topic]) - sum(before[topic]) for topic in topics}, ends, now)
+
+
+def _capture(settings: Settings, systems: set[str]) -> None:
+    from streaming.capture.engine import Options
+    from streaming.capture.service import AlreadyRunning, capture
+
+    for system in sorted(systems):
+        try:
+            capture(settings, system, Options(), threading.Event(), _LOG.info, once=True)
+        except AlreadyRunning as error:
+            _LOG.info("%s: it captures what there is", error)
+
+
+def _ends(log: ChangeLog, topics: list[str]) -> dict[str, tuple[int, ...]]:
+    partitions = {topic: log.partitions(topic) for topic in topics}
+    ends = log.ends([one for each in partitions.values() for one in each])
+    return {topic: tuple(ends[one] for one in each) for topic, each in partitions.items()}
 
 
 def source_lines(settings: Settings) -> pa.Table:

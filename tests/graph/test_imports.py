@@ -18,7 +18,7 @@ ALLOWED = {
     "lake": {"catalog"},
     "streaming": {"catalog", "lake"},
     "ml": {"catalog", "lake"},
-    "serving": {"catalog", "lake", "ml", "streaming.log", "streaming.sqlite_log"},
+    "serving": {"catalog", "lake", "ml", "streaming.log", "streaming.open_log"},
     "resources": {"catalog", "lake", "streaming", "ml"},
     "assets": {"catalog", "lake", "streaming", "ml", "resources"},
     "sensors": {"catalog", "lake", "streaming", "ml", "resources"},
