@@ -23,6 +23,7 @@ from resources.platform import platform_resource
 from resources.progress import progress_logger
 from sensors.changes import build_change_sensor
 from sensors.drift import build_drift_sensor
+from sensors.lag import build_lag_sensor, lag_checks
 
 __all__ = ["build_defs", "defs"]
 
@@ -43,8 +44,8 @@ def build_defs(
             *(asset for model in catalog.models for asset in prediction_assets(model)),
             *(asset for model in catalog.models for asset in monitoring_assets(model)),
         ],
-        asset_checks=gate_checks(catalog),
-        sensors=[build_change_sensor(catalog, settings), build_drift_sensor(catalog, settings)],
+        asset_checks=[*gate_checks(catalog), lag_checks(catalog)],
+        sensors=[build(catalog, settings) for build in (build_change_sensor, build_drift_sensor, build_lag_sensor)],
         resources=resources or {"platform": platform_resource(settings, catalog)},
         loggers={"console": dg.colored_console_logger, "progress": progress_logger},
         executor=dg.in_process_executor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,7 +21,9 @@ from lake.ledger import Ledger
 from ml.drift_status import ROWS
 from sensors.changes import build_change_sensor, followed_topics
 from sensors.drift import build_drift_sensor, healed_keys
+from sensors.lag import STALLED_S, build_lag_sensor
 from streaming.landing import GROUP
+from streaming.log import TopicPartition
 from streaming.sqlite_log import SqliteLog
 
 T0 = datetime(2024, 1, 1)
@@ -40,6 +43,9 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
         yield temporary
 
 
+SENSORS = (build_drift_sensor, build_change_sensor, build_lag_sensor)
+
+
 class Location:
     """A code location with the real sensors over assets that have the real keys, ticked as the daemon does."""
 
@@ -55,7 +61,7 @@ class Location:
     def repository(self, week: float) -> dg.RepositoryDefinition:
         settings = self.settings(week)
         keys = [*(k for m in self.catalog.models for k in healed_keys(m.name)), dg.AssetKey(["raw", "shop", "orders"])]
-        sensors = [build_drift_sensor(self.catalog, settings), build_change_sensor(self.catalog, settings)]
+        sensors = [build(self.catalog, settings) for build in SENSORS]
         return dg.Definitions(assets=[_asset(key) for key in keys], sensors=sensors).get_repository_def()
 
     def tick(self, name: str, week: float = 10) -> SensorExecutionData:
@@ -203,7 +209,7 @@ def noop() -> None:
 def test_sensors_start_by_themselves_only_when_automation_is_on(location, automation):
     settings = location.settings(1, automation)
     expected = dg.DefaultSensorStatus.RUNNING if automation == "on" else dg.DefaultSensorStatus.STOPPED
-    for build in (build_drift_sensor, build_change_sensor):
+    for build in SENSORS:
         assert build(location.catalog, settings).default_status == expected
 
 
@@ -246,6 +252,36 @@ def test_the_run_for_changes_covers_raw_to_monitors(location):
         for kind in ("predictions/{}/scores", "monitoring/{}/drift")
     ]
     assert names == {"raw/shop/orders", *monitored}
+
+
+def test_a_stalled_consumer_fails_the_check_of_its_table_once_until_it_has_caught_up(location):
+    def minutes_later() -> None:
+        seen = json.loads(location.cursors["lag"])
+        for table in seen.values():
+            table["since"] = table["since"] and table["since"] - STALLED_S
+        location.cursors["lag"] = json.dumps(seen)
+
+    def reported() -> dict[str, bool]:
+        found = location.tick("lag")
+        return {"/".join(event.asset_key.path): event.passed for event in found.asset_events}
+
+    assert "no change log yet" in location.tick("lag").skip_message
+    arrive(location, "cdc.shop.orders", 3)
+    others = {"raw/shop/customers": True, "raw/shop/products": True, "raw/shop/order_lines": True}
+    assert reported() == others, "a backlog is not yet a stall"
+    assert reported() == {}
+    minutes_later()
+    with SqliteLog(location.settings(0).log_path) as log:
+        log.commit(GROUP, {TopicPartition("cdc.shop.orders", 0): 1})
+    assert reported() == {}, "it gets on"
+    minutes_later()
+    assert reported() == {"raw/shop/orders": False}
+    found = location.tick("lag")
+    assert found.asset_events == []
+    assert "the first of 2 records not landed is" in found.skip_message
+    assert "Start `headwater land`" in found.skip_message
+    land(location)
+    assert reported() == {"raw/shop/orders": True}
 
 
 def _asset(key: dg.AssetKey) -> dg.AssetsDefinition:
