@@ -76,7 +76,18 @@ class Dump:
             name = b"headwater"
             request = struct.pack("<IB", server_id, len(name)) + name + bytes(2 + 2 + 4 + 4)
             self._connection._execute_command(_COM_REGISTER_SLAVE, request)
+            self._accepted()
+
+    def _accepted(self) -> None:
+        """The server says who may not replicate as if the password were wrong, with which we are in already."""
+        import pymysql
+
+        try:
             self._connection._read_packet()
+        except pymysql.MySQLError as error:
+            if error.args[0] in _NO_RIGHT:
+                raise self._database.no_right(f"REPLICATION SLAVE ({error.args[1]})") from None
+            raise
 
     def receive(self, timeout_s: float) -> bool:
         """Wait for packets. False: none came in that time."""
@@ -110,7 +121,7 @@ class Dump:
             if any(words in said for words in _NO_PLACE):
                 return reset(f"{self._place} is no place in it: {said}")
         if code in _NO_RIGHT:
-            return self._database.no_right(said)
+            return self._database.no_right(f"REPLICATION SLAVE ({said})")
         return Retryable(f"the database ended the stream of its binary log: {said} (error {code})")
 
     def close(self) -> None:

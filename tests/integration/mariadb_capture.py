@@ -32,10 +32,11 @@ def topic(name: str) -> str:
     return f"cdc.shop.{name.partition('.')[2]}"
 
 
-def address(server: Server, **options: str) -> Address:
-    """The shop on that server, as its administrator."""
+def address(server: Server, user: str = "root", password: str = "", **options: str) -> Address:
+    """The shop on that server, as its administrator unless another user is named."""
     query = "&".join(f"{name}={value}" for name, value in options.items())
-    return parse_address(f"mysql://root@{HOST}:{server.port}/shop?{query}", password=server.password)
+    url = f"mysql://{user}@{HOST}:{server.port}/shop?{query}"
+    return parse_address(url, password=password or server.password)
 
 
 def capture(
@@ -45,10 +46,11 @@ def capture(
     options: Options = FAST,
     writer: Callable[[], LogWriter] | None = None,
     said: list[str] | None = None,
+    at: Address | None = None,
 ) -> Capture:
     """The engine over these tables, into the log."""
     heard: list[str] = [] if said is None else said
-    source = MysqlSource("shop", address(server), tables, say=heard.append)
+    source = MysqlSource("shop", at or address(server), tables, say=heard.append)
     return Capture(source, writer or (lambda: MemoryWriter(log)), options, topic=topic, database="", say=heard.append)
 
 

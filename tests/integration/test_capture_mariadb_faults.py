@@ -1,0 +1,293 @@
+"""What can be wrong with a MariaDB server: capturing goes on where that is safe, and else stops with the remedy."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from homes import wait_for
+from mariadb_capture import (
+    FAST,
+    PATIENCE_S,
+    RELAXED,
+    Shop,
+    address,
+    capture,
+    capture_once,
+    capturing,
+    fresh_database,
+    run_once,
+    topic,
+)
+from memory_writer import Log, MemoryWriter, changes, fold, places
+from stack_servers import started
+
+from headwater.stack.server import Server, kill, restart
+from streaming.capture.errors import AnotherServer, Halt, Retryable
+from streaming.mysql.source import MysqlSource
+
+ORDERS = "CREATE TABLE orders (id int PRIMARY KEY, v varchar(20), n int DEFAULT 0)"
+ACCEPT = replace(FAST, accept_identity=True)
+FROM_SCRATCH = replace(FAST, from_scratch=True)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with started("mariadb", tmp_path_factory.mktemp("mariadb") / "server", settings=RELAXED) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A second server, of a history of its own."""
+    settings = {**RELAXED, "server_id": "2"}
+    with started("mariadb", tmp_path_factory.mktemp("other") / "server", settings=settings) as running:
+        yield running
+
+
+@pytest.fixture
+def shop(server: Server) -> Iterator[Shop]:
+    with Shop(server) as shop:
+        fresh_database(shop, [ORDERS, "INSERT INTO orders (id) VALUES (1)"])
+        yield shop
+
+
+def ids(log: Log) -> list[int]:
+    return sorted(row["id"] for row in fold(log, topic("shop.orders")).values())
+
+
+def snapshots(log: Log) -> int:
+    return sum(change["op"] == "r" for _, _, change in changes(log, topic("shop.orders")))
+
+
+def begins_again_from_scratch(server: Server, log: Log) -> None:
+    """In a new epoch, so that what was landed before is not taken for newer."""
+    capture_once(server, log, "orders", options=FROM_SCRATCH)
+    with Shop(server) as shop:
+        assert ids(log) == [row[0] for row in shop.run("SELECT id FROM shop.orders ORDER BY id")]
+        shop.run("USE shop", "INSERT INTO orders (id) VALUES (1000)")
+        capture_once(server, log, "orders")
+        shop.run("DELETE FROM orders WHERE id = 1000")
+    found = [place for _, place in places(log, topic("shop.orders"))]
+    assert found[-1][0] == 2
+    assert len(found) == len(set(found))
+
+
+# The position
+
+
+def test_a_binary_log_that_was_purged_stops_the_capture(server: Server, shop: Shop) -> None:
+    log: Log = {}
+    capture_once(server, log, "orders")
+    shop.run("INSERT INTO orders (id) VALUES (2)", "FLUSH BINARY LOGS", "DELETE FROM orders WHERE id = 1")
+    shop.run("FLUSH BINARY LOGS")
+    last = str(shop.one("SHOW MASTER STATUS"))
+
+    def purge() -> bool | None:
+        """A file that is still sent to somebody, who went away a second ago, is not deleted."""
+        shop.run(f"PURGE BINARY LOGS TO '{last}'")
+        return len(shop.run("SHOW BINARY LOGS")) == 1 or None
+
+    wait_for("purged log", purge, within_s=PATIENCE_S, every_s=0.1)
+    with pytest.raises(Halt, match=r"deleted before it was read.*binlog_expire_logs_seconds.*binlog_purged") as found:
+        capture_once(server, log, "orders")
+    assert last in found.value.found
+    begins_again_from_scratch(server, log)
+
+
+def test_a_binary_log_that_was_reset_stops_the_capture(server: Server, shop: Shop) -> None:
+    """Whether or not the place that we were at exists in the new one."""
+    log: Log = {}
+    capture_once(server, log, "orders")
+    shop.run("RESET MASTER", "INSERT INTO orders (id) VALUES (2)")
+    with pytest.raises(Halt, match=r"reset.*--from-scratch.*binlog_reset"):
+        capture_once(server, log, "orders")
+    begins_again_from_scratch(server, log)
+
+
+def test_it_goes_on_over_files_that_were_flushed(server: Server, shop: Shop) -> None:
+    log: Log = {}
+    capture_once(server, log, "orders")
+    for number in range(2, 6):
+        shop.run(f"INSERT INTO orders (id) VALUES ({number})", "FLUSH BINARY LOGS")
+    capture_once(server, log, "orders")
+    assert (ids(log), snapshots(log)) == ([1, 2, 3, 4, 5], 1)
+
+
+def test_gaps_and_domains_of_gtids_lose_nothing(server: Server, shop: Shop) -> None:
+    log: Log = {}
+    capture_once(server, log, "orders")
+    last = int(str(shop.one("SELECT @@gtid_binlog_pos")).split(",")[0].rpartition("-")[2])
+    shop.run(f"SET gtid_seq_no = {last + 1_000_000}", "INSERT INTO orders (id) VALUES (2)")
+    shop.run("SET gtid_domain_id = 7", "INSERT INTO orders (id) VALUES (3)", "SET server_id = 77")
+    shop.run("INSERT INTO orders (id) VALUES (4)", "SET gtid_domain_id = 0, server_id = 1")
+    capture_once(server, log, "orders")
+    shop.run("INSERT INTO orders (id) VALUES (5)")
+    capture_once(server, log, "orders")
+    assert (ids(log), snapshots(log)) == ([1, 2, 3, 4, 5], 1)
+    gtids = {c["after"]["id"]: c["source"]["gtid"] for _, _, c in changes(log, topic("shop.orders")) if c["op"] == "c"}
+    assert gtids[2] == f"0-1-{last + 1_000_000}"
+    assert gtids[4] == "7-77-2"
+
+
+# The server
+
+
+@pytest.mark.parametrize("stop", [restart, kill])
+def test_a_restart_is_waited_for(server: Server, shop: Shop, stop: Callable[[Server], object]) -> None:
+    log: Log = {}
+    with capturing(server, log, "orders"):
+        shop.run("INSERT INTO orders (id) VALUES (2)")
+        stop(server)
+        restart(server)
+        with Shop(server, database="shop") as again:
+            again.run("INSERT INTO orders (id) VALUES (3)")
+    capture_once(server, log, "orders")
+    assert ids(log) == [1, 2, 3]
+    found = [place for _, place in places(log, topic("shop.orders"))]
+    assert len(found) == len(set(found))
+
+
+def test_another_server_id_does_not_matter(server: Server, shop: Shop) -> None:
+    """What is followed is the history; its number is only a name of the server."""
+    log: Log = {}
+    capture_once(server, log, "orders")
+    shop.run("SET GLOBAL server_id = 9", "INSERT INTO orders (id) VALUES (2)")
+    capture_once(server, log, "orders")
+    shop.run("SET GLOBAL server_id = 1", "INSERT INTO orders (id) VALUES (3)")
+    capture_once(server, log, "orders")
+    assert (ids(log), snapshots(log)) == ([1, 2, 3], 1)
+
+
+def test_another_server_is_refused_until_it_is_accepted(server: Server, other: Server, shop: Shop) -> None:
+    log: Log = {}
+    capture_once(server, log, "orders")
+    with Shop(other) as foreign:
+        fresh_database(foreign, [ORDERS, "INSERT INTO orders (id) VALUES (7)"])
+    with pytest.raises(AnotherServer, match=r"another server.*--accept-identity.*another_server"):
+        capture_once(other, log, "orders")
+    assert ids(log) == [1]
+    capture_once(other, log, "orders", options=ACCEPT)
+    assert ids(log) == [7]
+
+
+def test_a_replica_that_was_promoted_is_followed_without_reading_anything_again(
+    server: Server, other: Server, shop: Shop
+) -> None:
+    log: Log = {}
+    shop.run("RESET MASTER")  # the replica has to have all of it
+    fresh_database(shop, [ORDERS, "INSERT INTO orders (id) VALUES (1)"])
+    capture_once(server, log, "orders")
+    with Shop(other) as replica:
+        replica.run("RESET MASTER", "SET GLOBAL gtid_slave_pos = ''", "DROP DATABASE IF EXISTS shop", "RESET MASTER")
+        replica.run(
+            f"CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT={server.port}, MASTER_USER='root', "
+            f"MASTER_PASSWORD='{server.password}', MASTER_USE_GTID=slave_pos",
+            "START SLAVE",
+        )
+        shop.run("INSERT INTO orders (id) VALUES (2)")
+        capture_once(server, log, "orders")
+        shop.run("INSERT INTO orders (id) VALUES (3)")
+        position = shop.one("SELECT @@gtid_binlog_pos")
+        assert replica.one(f"SELECT MASTER_GTID_WAIT('{position}', 20)") == 0, replica.run("SHOW SLAVE STATUS")
+        replica.run("STOP SLAVE", "RESET SLAVE ALL", "INSERT INTO shop.orders (id) VALUES (4)")
+    capture_once(other, log, "orders")
+    assert (ids(log), snapshots(log)) == ([1, 2, 3, 4], 1)
+    found = [place for _, place in places(log, topic("shop.orders"))]
+    assert len(found) == len(set(found)) == 3
+
+
+def test_two_connectors_of_one_id_do_not_take_the_stream_from_each_other(server: Server, shop: Shop) -> None:
+    log: Log = {}
+    with capturing(server, log, "orders") as _:
+        shop.run("INSERT INTO orders (id) VALUES (2)")
+        wait_until_captured(log)
+        second = MysqlSource("shop", address(server), ["orders"])
+        with pytest.raises(Retryable, match=r"another connector.*server_id"):
+            second.identify()
+        second.close()
+    capture_once(server, log, "orders")
+    assert ids(log) == [1, 2]
+
+
+def wait_until_captured(log: Log) -> None:
+    wait_for("captured row", lambda: ids(log) == [1, 2] or None, within_s=PATIENCE_S, every_s=0.02)
+
+
+# Settings and privileges
+
+
+@pytest.mark.parametrize(
+    ("setting", "wrong", "right"),
+    [
+        ("binlog_row_image", "MINIMAL", "FULL"),
+        ("binlog_row_metadata", "MINIMAL", "FULL"),
+        ("binlog_format", "STATEMENT", "ROW"),
+    ],
+)
+def test_a_setting_that_hides_changes_is_refused(
+    server: Server, shop: Shop, setting: str, wrong: str, right: str
+) -> None:
+    shop.run(f"SET GLOBAL {setting} = {wrong}")
+    try:
+        with pytest.raises(Halt, match=rf"{setting} is {wrong}.*SET GLOBAL {setting} = '{right}'.*mysql_settings"):
+            capture_once(server, {}, "orders")
+    finally:
+        shop.run(f"SET GLOBAL {setting} = {right}")
+
+
+def test_a_session_that_logs_only_some_columns_stops_the_capture(server: Server, shop: Shop) -> None:
+    log: Log = {}
+    capture_once(server, log, "orders")
+    shop.run("SET SESSION binlog_row_image = MINIMAL", "UPDATE orders SET n = 5 WHERE id = 1")
+    with pytest.raises(Halt, match=r"only some of their columns.*binlog_row_image = FULL.*mysql_settings"):
+        capture_once(server, log, "orders")
+    begins_again_from_scratch(server, log)
+
+
+def test_every_missing_privilege_is_named(server: Server, shop: Shop) -> None:
+    """One after the other is granted, and the next one is asked for; with all of them it captures."""
+    shop.run("CREATE OR REPLACE USER reader@'127.0.0.1' IDENTIFIED BY 'secret-7'")
+    reader = address(server, "reader", "secret-7")
+    shop.run("GRANT CREATE TEMPORARY TABLES ON shop.* TO reader@'127.0.0.1'")  # or the database itself is closed to it
+    needed = [("BINLOG MONITOR", "*.*"), ("SELECT", "shop.*"), ("REPLICATION SLAVE", "*.*")]
+    log: Log = {}
+    for privilege, where in needed:
+        with pytest.raises(Halt, match=rf"lacks a privilege.*{privilege}.*GRANT.*mysql_privileges") as found:
+            run_once(capture(server, log, "orders", at=reader), [])
+        assert "secret-7" not in str(found.value)
+        shop.run(f"GRANT {privilege} ON {where} TO reader@'127.0.0.1'")
+    run_once(capture(server, log, "orders", at=reader), [])
+    assert ids(log) == [1]
+    shop.run("DROP USER reader@'127.0.0.1'")
+
+
+# Large transactions
+
+
+class Forgetful(MemoryWriter):
+    """Keeps nothing of what it is sent but the connector's own topics."""
+
+    def send(
+        self, topic: str, key: bytes | None, value: bytes | None, timestamp_us: int, partition: int | None = None
+    ) -> None:
+        if topic.startswith("capture."):
+            super().send(topic, key, value, timestamp_us, partition)
+
+
+def test_a_transaction_is_never_held_in_memory(server: Server, shop: Shop) -> None:
+    """50,000 rows with 30 MB of values in one transaction."""
+    log: Log = {}
+    shop.run("ALTER TABLE orders MODIFY v varchar(1000)")
+    capture_once(server, log, "orders")
+    shop.run("INSERT INTO orders SELECT seq, repeat('x', 600), 0 FROM seq_2_to_50000")
+    running = capture(server, log, "orders", writer=lambda: Forgetful(log))
+    tracemalloc.start()
+    try:
+        run_once(running, [])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000
