@@ -28,7 +28,8 @@ _NULL = b"null"
 # A transaction is streamed moments before others see it as ended: this many later ones are more than that.
 _REMEMBERED_TRANSACTIONS = 20_000
 
-Place = tuple[int, int, int]
+# (epoch, commit, order) of a change, and 1 for the tombstone that follows a deletion.
+Place = tuple[int, int, int, int]
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Sink:
         self.recent: deque[int] = deque(maxlen=_REMEMBERED_TRANSACTIONS)
         self.at_boundary: Callable[[], None] | None = None
         self.in_transaction = False
-        self.rereads: set[str] = set()
+        self.rereads: dict[str, str] = {}
         self._connector, self._database, self._topic, self._now_ns = connector, database, topic, now_ns
         self._floors: dict[str, Sequence[Place | None]] = {}
         self._catching_up = False
@@ -257,7 +258,7 @@ class Sink:
     def _send(self, table: Table, key: bytes | None, value: bytes | None, partition: int | None = None) -> None:
         if table.window is not None and self._kept_back(table, table.window, key, value, partition):
             return
-        if self._catching_up and self._already_there(table, key, partition):
+        if self._catching_up and self._already_there(table, key, value, partition):
             return
         self.rows += 1
         self.writer.send(table.topic, key, value, self._now_us, partition)
@@ -288,13 +289,13 @@ class Sink:
                 self.writer.send(table.topic, key, value, self._now_us, None if partition < 0 else partition)
                 self.rows += 1
 
-    def _already_there(self, table: Table, key: bytes | None, partition: int | None) -> bool:
+    def _already_there(self, table: Table, key: bytes | None, value: bytes | None, partition: int | None) -> bool:
         floors = self._floors.get(table.topic)
         if floors is None:
             return False
         chosen = self.writer.partition(table.topic, key) if partition is None else partition
         floor = floors[chosen]
-        return floor is not None and (self.epoch, self._commit, self._order) <= floor
+        return floor is not None and (self.epoch, self._commit, self._order, int(value is None)) <= floor
 
     def end(self, position: int, resume: Mapping[str, Any]) -> None:
         """The transaction is complete; the source stands at `position`, and would resume after it with `resume`."""
@@ -308,9 +309,13 @@ class Sink:
         if self.at_boundary is not None:
             self.at_boundary()
 
-    def reread(self, name: str) -> None:
-        """Rows of the table came or went unseen by the stream: at the next boundary it is emptied, and read anew."""
-        self.rereads.add(name)
+    def reread(self, name: str, *, emptied: bool = True) -> None:
+        """Rows of the table came or went unseen by the stream: at the next boundary it is emptied, and read anew.
+
+        Not `emptied`: their values have changed, but not which rows there are.
+        """
+        if emptied or name not in self.rereads:
+            self.rereads[name] = "void" if emptied else "pending"
 
     def read(self, table: Table, rows: Iterable[tuple[bytes | None, bytes]], commit: int) -> int:
         """Emit rows that a snapshot read, as of `commit`. Returns how many."""
@@ -343,13 +348,13 @@ class Sink:
 
 
 def _place(tail: Sequence[Record]) -> Place | None:
-    """The place of the last record that has one (a tombstone has none)."""
+    """The place of the last record: a tombstone says none itself, it has that of the deletion before it."""
     for record in reversed(tail):
         if record.value is None:
             continue
         try:
             found = json.loads(record.value)["source"]["headwater"]
-            return (int(found["epoch"]), int(found["commit"]), int(found["order"]))
+            return (int(found["epoch"]), int(found["commit"]), int(found["order"]), int(tail[-1].value is None))
         except (ValueError, KeyError, TypeError):
             return None  # somebody else's record: landing will say what it thinks of it
     return None

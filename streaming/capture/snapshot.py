@@ -80,7 +80,7 @@ class Snapshotter:
         if self._sink.in_transaction:
             return
         while self._sink.rereads:
-            self.again(self._sink.rereads.pop(), "void")
+            self.again(*self._sink.rereads.popitem())
         if self._request is None:
             self._ask()
         elif self._request.future.done():
@@ -96,7 +96,8 @@ class Snapshotter:
         if self._request is not None and self._request.table.schema.name == name:
             self._sink.release(self._request.table)
             self._request = None
-        self.progress[name] = TableProgress(state)
+        emptied_first = self.progress[name].state == "void"
+        self.progress[name] = TableProgress("void" if emptied_first else state)
 
     def _next(self) -> str | None:
         unfinished = (name for name, at in self.progress.items() if at.state != "done")

@@ -21,11 +21,19 @@ Query = Callable[[str, Sequence[Any]], Sequence[tuple[Any, ...]]]
 
 
 class Mark(TypedDict):
-    """Tells a table from another one of its name, by another key or with other partitions; kept in checkpoints."""
+    """What of a table may change unseen by the stream; kept in checkpoints.
+
+    `published`: versions of what publishes it; `columns`: number and version of each, by name; `last_number`: of any
+    column that there ever was; `files`: a table that is rewritten gets other ones.
+    """
 
     oid: int
     key: list[str]
     leaves: list[int]
+    published: list[int | None]
+    columns: dict[str, list[int]]
+    last_number: int
+    files: list[int]
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class Column:
     type_oid: int
     typmod: int
     not_null: bool
+    version: int
+    has_default: bool
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class Leaf:
 
     oid: int
     name: str
+    file: int
     identity: str
     has_identity: bool
     born: bool
@@ -69,6 +80,9 @@ class Description:
     has_identity: bool
     is_published: bool
     is_filtered: bool
+    published: tuple[int | None, ...]
+    last_number: int
+    file: int
     key: tuple[str, ...]
     columns: tuple[Column, ...]
     leaves: tuple[Leaf, ...]
@@ -80,7 +94,15 @@ class Description:
     @property
     def mark(self) -> Mark:
         """What it is now."""
-        return {"oid": self.oid, "key": list(self.key), "leaves": sorted(leaf.oid for leaf in self.leaves)}
+        return {
+            "oid": self.oid,
+            "key": list(self.key),
+            "leaves": sorted(leaf.oid for leaf in self.leaves),
+            "published": list(self.published),
+            "columns": {column.name: [column.number, column.version] for column in self.columns},
+            "last_number": self.last_number,
+            "files": sorted({self.file, *(leaf.file for leaf in self.leaves)}),
+        }
 
 
 _HAS_IDENTITY_SQL = """
@@ -93,6 +115,7 @@ OR EXISTS (SELECT FROM pg_catalog.pg_publication_namespace s WHERE s.pnpubid = p
 _TABLES_SQL = """
 SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relreplident::text,
   {has_identity}, p.oid IS NOT NULL AND (p.puballtables OR r.oid IS NOT NULL {in_schema}), {filtered},
+  ARRAY[p.oid::int8, p.xmin::text::int8, r.oid::int8], c.relnatts, c.relfilenode::int8,
   (SELECT array_agg(a.attname::text ORDER BY k.place)
    FROM pg_catalog.pg_index i CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k(number, place)
    JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number
@@ -104,7 +127,9 @@ LEFT JOIN pg_catalog.pg_publication p ON p.pubname = %s
 LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid
 """
 _COLUMNS_SQL = """
-SELECT attrelid::int8, attnum, attname::text, atttypid::int8, atttypmod, attnotnull FROM pg_catalog.pg_attribute
+SELECT attrelid::int8, attnum, attname::text, atttypid::int8, atttypmod, attnotnull, xmin::text::int8,
+  atthasdef OR atthasmissing
+FROM pg_catalog.pg_attribute
 WHERE attrelid = ANY(%s) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attrelid, attnum
 """
 # A row type is made with its table and never touched again, pg_inherits' row when it becomes a partition: when one
@@ -114,8 +139,8 @@ WITH RECURSIVE tree(root, oid) AS (
   SELECT inhparent, inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = ANY(%s::oid[]) AND NOT inhdetachpending
   UNION ALL SELECT tree.root, h.inhrelid FROM tree JOIN pg_catalog.pg_inherits h ON h.inhparent = tree.oid
 )
-SELECT tree.root::int8, c.oid::int8, format('%%I.%%I', n.nspname, c.relname), c.relreplident::text, {_HAS_IDENTITY_SQL},
-  t.xmin = h.xmin
+SELECT tree.root::int8, c.oid::int8, format('%%I.%%I', n.nspname, c.relname), c.relfilenode::int8, c.relreplident::text,
+  {_HAS_IDENTITY_SQL}, t.xmin = h.xmin
 FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_type t ON t.oid = c.reltype JOIN pg_catalog.pg_inherits h ON h.inhrelid = c.oid
 WHERE c.relkind <> 'p'
@@ -166,8 +191,16 @@ class Catalog:
         for oid, *leaf in query(_LEAVES_SQL, (partitioned,)) if partitioned else ():
             leaves.setdefault(oid, []).append(Leaf(*leaf))
         return [
-            make(*table, tuple(key or ()), _listed(columns.get(table[0], []), listed), tuple(leaves.get(table[0], ())))
-            for *table, key, listed in tables
+            make(
+                *table,
+                tuple(published),
+                number,
+                file,
+                tuple(key or ()),
+                _listed(columns.get(table[0], []), listed),
+                tuple(leaves.get(table[0], ())),
+            )
+            for *table, published, number, file, key, listed in tables
         ]
 
     def schema(self, query: Query, found: Description) -> tuple[TableSchema, list[ColumnType]]:

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from streaming.capture.errors import Halt, Retryable
 from streaming.postgres.catalog import Description, Query
 
-__all__ = ["OLDEST", "ServerState", "check_identities", "check_server", "check_tables", "quoted", "server_state"]
+__all__ = [
+    "OLDEST",
+    "ServerState",
+    "check_identities",
+    "check_server",
+    "check_tables",
+    "quoted",
+    "server_state",
+    "without_identity",
+]
 
 OLDEST = 140_000
 """PostgreSQL 14, the first whose pgoutput sends the messages that watermarks are made of."""
@@ -93,7 +102,19 @@ def check_tables(query: Query, state: ServerState, found: Sequence[Description],
 
 def check_identities(found: Iterable[Description]) -> None:
     """Raises Halt for tables of which PostgreSQL could not say which row was changed: it would refuse the change."""
-    remedies = [
+    remedies = without_identity(found)
+    if remedies:
+        raise Halt(
+            "these tables have no replica identity, and once they are published PostgreSQL refuses to update or delete "
+            "their rows",
+            f"Give them a primary key, or: {'; '.join(remedies)}",
+            "postgresql_replica_identity",
+        )
+
+
+def without_identity(found: Iterable[Description]) -> list[str]:
+    """The statement that mends it for each such table or partition."""
+    return [
         f"ALTER TABLE {name} REPLICA IDENTITY FULL"
         for one in found
         for name, has in (
@@ -103,13 +124,6 @@ def check_identities(found: Iterable[Description]) -> None:
         )
         if not has
     ]
-    if remedies:
-        raise Halt(
-            "these tables have no replica identity, and once they are published PostgreSQL refuses to update or delete "
-            "their rows",
-            f"Give them a primary key, or: {'; '.join(remedies)}",
-            "replica_identity",
-        )
 
 
 def quoted(*names: str) -> str:

@@ -55,7 +55,10 @@ _HALTS: Mapping[str, tuple[str, str]] = {
     "28P01": ("Set HEADWATER_SHOP_PASSWORD or HEADWATER_SHOP_PASSWORD_FILE to {user}'s password", "postgresql_login"),
     "3D000": ("Point HEADWATER_SHOP_URL at the database that has the tables", "postgresql_login"),
     "42501": ("Grant what is missing to {user}", "postgresql_privileges"),
-    "42704": ("See whether its publication and slot are there: the log cannot be read without them", "publication"),
+    "42704": (
+        "See whether its publication and slot are there: the log cannot be read without them",
+        "postgresql_publication",
+    ),
     "53400": (
         "Raise max_replication_slots, or drop a slot that nobody reads (pg_replication_slots)",
         "postgresql_settings",

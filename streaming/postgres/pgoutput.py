@@ -28,6 +28,7 @@ __all__ = [
     "begin",
     "commit",
     "keepalive",
+    "last_written",
     "lsn_text",
     "parse_lsn",
     "relation",
@@ -54,6 +55,8 @@ _BEGIN = struct.Struct(">QqI")
 _COMMIT = struct.Struct(">BQQq")
 _KEEPALIVE = struct.Struct(">xQqB")
 _STATUS = struct.Struct(">cQQQqB")
+# The log is written in pages, each with a header; a segment's first page has a longer one.
+_PAGE_BYTES, _HEADER_BYTES, _LONG_HEADER_BYTES = 8192, 24, 40
 _COLUMN = struct.Struct(">Ii")
 
 
@@ -142,6 +145,15 @@ def parse_lsn(text: str) -> int:
     """A position as a number."""
     high, low = text.split("/")
     return int(high, 16) << 32 | int(low, 16)
+
+
+def last_written(insert: int, segment_bytes: int) -> int:
+    """The end of the last record, of where the next one is inserted: at a page's start that is behind its header, a
+    position which the stream reaches only with the next record.
+    """
+    if insert % segment_bytes == _LONG_HEADER_BYTES:
+        return insert - _LONG_HEADER_BYTES
+    return insert - _HEADER_BYTES if insert % _PAGE_BYTES == _HEADER_BYTES else insert
 
 
 def _string(d: bytes, at: int) -> tuple[str, int]:

@@ -15,13 +15,13 @@ from streaming.capture.errors import Halt, Retryable
 from streaming.capture.source import Retained
 from streaming.capture.tables import TableSchema
 from streaming.postgres import setup
-from streaming.postgres.catalog import Catalog, Description, Mark
+from streaming.postgres.catalog import Catalog, Description
 from streaming.postgres.checks import ServerState, check_identities, check_server, check_tables, server_state
 from streaming.postgres.connect import Server
-from streaming.postgres.pgoutput import lsn_text, parse_lsn
+from streaming.postgres.pgoutput import last_written, lsn_text, parse_lsn
 from streaming.postgres.setup import Slot
 from streaming.postgres.stream import ServerIdentity, Stream
-from streaming.postgres.watch import Marks, rows_came_or_went
+from streaming.postgres.watch import Due, Marks, to_read_anew
 
 __all__ = ["CLOCK", "Look", "Preparation", "Prepared"]
 
@@ -35,19 +35,20 @@ _GRACE_S = 15.0
 _FRESH_S = 2.0
 _RETAINED_SQL = """
 SELECT pg_current_wal_insert_lsn()::text,
+  (SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'wal_segment_size'),
   (SELECT setting::int8 * 1048576 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size' AND setting <> '-1')
 """
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What streaming begins with. `due`: tables to read anew, from which position on, and their mark from then on."""
+    """What streaming begins with. `due`: tables to read anew."""
 
     state: ServerState
     slot: Slot
     schemas: tuple[TableSchema, ...]
     marks: Marks
-    due: dict[str, tuple[int, Mark]]
+    due: dict[str, Due]
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,10 @@ class Preparation:
             _check_history(checkpoint, identity, stream)
         if added:
             setup.publish(self.query, self.execute, state, self._publication, added)
+            everything = self.catalog.named(self.query, self._tables)
+            found = [everything[one.name] for one in found if one.name in everything]
         slot = slot or self._make_slot()
-        marks, due = self._marks(found, checkpoint, {one.name for one in added})
+        marks, due = self._marks(found, checkpoint)
         schemas = tuple(self.catalog.schema(self.query, one)[0] for one in found)
         return Prepared(state, slot, schemas, marks, due)
 
@@ -143,7 +146,7 @@ class Preparation:
                 raise Halt(
                     f"slot {self._slot} is gone: changes after {_at(checkpoint)} may be lost",
                     "Capture with `--from-scratch`: the slot is made anew, and every table is read again",
-                    "slot_missing",
+                    "postgresql_slot_missing",
                 )
             return None
         setup.check_slot(slot, self._slot, self._state)
@@ -153,7 +156,7 @@ class Preparation:
                 f"slot {self._slot} stands at {lsn_text(slot.confirmed)}, beyond what is in the log "
                 f"({_at(checkpoint)}): somebody else has read it, or it was made anew, and changes are lost",
                 "Let nobody else use it, and capture with `--from-scratch`: every table is read again",
-                "slot_ahead",
+                "postgresql_slot_ahead",
             )
         return slot
 
@@ -170,7 +173,7 @@ class Preparation:
             raise Halt(
                 found,
                 "Only one connector may run for a system: stop the other one, or this one",
-                "slot_in_use",
+                "postgresql_slot_in_use",
             )
         raise Retryable(f"{found}, which may be a former run of ours that has not ended yet")
 
@@ -184,23 +187,21 @@ class Preparation:
             raise Retryable(f"slot {self._slot} was dropped as soon as it was made")
         return slot
 
-    def _marks(
-        self, found: Iterable[Description], checkpoint: Checkpoint | None, added: set[str]
-    ) -> tuple[Marks, dict[str, tuple[int, Mark]]]:
+    def _marks(self, found: Iterable[Description], checkpoint: Checkpoint | None) -> tuple[Marks, dict[str, Due]]:
         """Tables that were captured before keep their mark until the stream has passed what happened to them since."""
         known: Marks = dict(checkpoint.resume.get("tables", {})) if checkpoint else {}
         marks: Marks = {}
-        due: dict[str, tuple[int, Mark]] = {}
+        due: dict[str, Due] = {}
         for one in found:
             marks[one.name] = one.mark
             if checkpoint is None or one.name not in checkpoint.tables:
                 continue
             mark = known.get(one.name)
-            why = "it was not in the publication" if one.name in added else rows_came_or_went(mark, one)
-            if why is None:
+            anew = to_read_anew(mark, one, self._end()[0])
+            if anew is None:
                 continue
-            self._say(f"{one.name}: {why}: it is emptied and read anew")
-            due[one.name] = (self._end()[0], one.mark)
+            why, due[one.name] = anew
+            self._say(f"{one.name}: {why}")
             del marks[one.name]
             if mark is not None:
                 marks[one.name] = mark
@@ -223,19 +224,23 @@ class Preparation:
             raise Halt(
                 f"slot {self._slot} was dropped",
                 "Capture with `--from-scratch`: the slot is made anew, and every table is read again",
-                "slot_missing",
+                "postgresql_slot_missing",
             )
         setup.check_slot(slot, self._slot, self._state)
         tables = self.catalog.named(self.query, self._tables)
+        if setup.has_publication(self.query, self._publication):
+            setup.check_publication(self.query, self._publication, list(tables.values()))
+            setup.check_filters(self._publication, tables.values())
         end, limit = self._end()
         kept = max(end - slot.restart, 0)
         left = None if slot.safe_wal_bytes is None else kept + slot.safe_wal_bytes
-        return Look(Retained(max(end - slot.confirmed, 0), kept, left or limit, end), tables, end)
+        # The sink counts by last bytes (see `reader`).
+        return Look(Retained(max(end - slot.confirmed, 0), kept, left or limit, end - 1), tables, end)
 
     def _end(self) -> tuple[int, int | None]:
         """The end of the server's log, and how much of it slots may keep."""
-        ((end, limit),) = self.query(_RETAINED_SQL, ())
-        return parse_lsn(end), limit
+        ((end, segment_bytes, limit),) = self.query(_RETAINED_SQL, ())
+        return last_written(parse_lsn(end), segment_bytes), limit
 
     def query(self, statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         """The rows of a statement; none if it has no result. Raises Retryable, Halt."""
@@ -279,7 +284,7 @@ def _check_history(checkpoint: Checkpoint, identity: ServerIdentity, stream: Str
             f"the server does not have what was captured from it: the log has its changes up to {_at(checkpoint)}, and "
             f"{found}. It was restored from a backup, or a standby was promoted that had not received all",
             "Capture with `--from-scratch`: every table is read again",
-            "server_behind",
+            "postgresql_server_behind",
         )
 
 

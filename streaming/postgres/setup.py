@@ -77,7 +77,7 @@ def check_publication(query: Query, publication: str, found: Sequence[Descriptio
         raise Halt(
             f"publication {publication} does not publish all that happens to its tables",
             f"ALTER PUBLICATION {quoted(publication)} SET ({', '.join(wanted)})",
-            "publication",
+            "postgresql_publication",
         )
 
 
@@ -88,7 +88,7 @@ def check_filters(publication: str, found: Iterable[Description]) -> None:
         raise Halt(
             f"publication {publication} has a condition on rows of {filtered}",
             f"ALTER PUBLICATION {quoted(publication)} DROP TABLE {filtered}: they are then added without it",
-            "publication",
+            "postgresql_publication",
         )
 
 
@@ -104,7 +104,7 @@ def publish(query: Query, execute: Execute, state: ServerState, publication: str
         raise Halt(
             f"publication {publication} lacks tables, and {state.user} does not own it",
             f"As {row[0][4]}: {statement}",
-            "publication",
+            "postgresql_publication",
         )
     execute(statement)
 
@@ -135,14 +135,14 @@ def check_slot(slot: Slot, name: str, state: ServerState) -> None:
             f"slot {name} is not ours: found a {slot.type} slot of {slot.plugin or 'no plugin'} for database "
             f"{slot.database}, needed is a logical one of pgoutput for {state.database}",
             f"Drop it, if nobody needs it: {drop}",
-            "slot_missing",
+            "postgresql_slot_missing",
         )
     if slot.wal_status == "lost" or slot.reason:
         raise Halt(
             f"slot {name} was given up by the server ({slot.reason or 'max_slot_wal_keep_size was passed'}): changes "
             f"after {lsn_text(slot.confirmed)} are gone",
             f"{drop}, then capture with `--from-scratch`: every table is read again",
-            "slot_invalidated",
+            "postgresql_slot_invalidated",
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg import pq
 
-from streaming.capture.errors import Retryable
+from streaming.capture.errors import Halt, Retryable
 from streaming.postgres.connect import Server, result_error, wait_readable, wait_writable
 from streaming.postgres.pgoutput import lsn_text, parse_lsn, standby_status
 
@@ -73,6 +73,12 @@ class Stream:
             found = self._arrived()
             if not found and wait_readable(self._connection, timeout_s):
                 found = self._arrived()
+        except psycopg.errors.UndefinedObject as error:
+            raise Halt(
+                f"{self._server.address}: the publication was not there when something was changed: {error}",
+                "Capture with `--from-scratch`: the publication is made anew, and every table is read again",
+                "postgresql_publication",
+            ) from None
         except psycopg.Error as error:
             raise self._server.problem(error, "stream changes") from None
         if found:

@@ -2,14 +2,16 @@
 
 A table that is dropped and made again, renamed away and back, taken out of the publication for a while or given another
 key, and a partition that comes or goes with its rows: none of it is a change of a row to PostgreSQL. Such a table is
-emptied in the log and read anew, once the stream has passed the moment at which it was noticed. What tables, keys and
-partitions there were goes into the checkpoint, so that it is noticed after a restart too.
+emptied in the log and read anew, once the stream has passed the moment at which it was noticed. So is, but without
+being emptied, one whose columns got other values: a column added with a default, renamed, or given another type. What
+there was goes into the checkpoint, so that it is noticed after a restart too.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from streaming.capture.errors import Retryable
@@ -17,17 +19,39 @@ from streaming.capture.sink import Sink
 from streaming.capture.source import Chunk
 from streaming.capture.tables import TableSchema
 from streaming.postgres.catalog import Description, Mark
+from streaming.postgres.checks import without_identity
 
-__all__ = ["Marks", "Watch", "rows_came_or_went"]
+__all__ = ["Due", "Marks", "Watch", "to_read_anew"]
 
 Marks = dict[str, Mark]
 """By table name."""
 
 
-def rows_came_or_went(known: Mark | None, found: Description) -> str | None:
+@dataclass(frozen=True)
+class Due:
+    """A table is to be read anew once the stream has passed `position`, and has `mark` from then on."""
+
+    position: int
+    mark: Mark
+    emptied: bool
+
+
+def to_read_anew(known: Mark | None, found: Description, position: int) -> tuple[str, Due] | None:
+    """Why the log does not have the table's rows as they are, and what to do; None when it has."""
+    why = _rows_came_or_went(known, found)
+    if why is not None:
+        return f"{why}: it is emptied and read anew", Due(position, found.mark, emptied=True)
+    assert known is not None
+    why = _values_changed(known, found)
+    return None if why is None else (f"{why}: it is read anew", Due(position, found.mark, emptied=False))
+
+
+def _rows_came_or_went(known: Mark | None, found: Description) -> str | None:
     """Why the rows of a table are not those that the log has by its keys; None when they are."""
-    if known is None or known["oid"] != found.oid:
+    if known is None or known.keys() != found.mark.keys() or known["oid"] != found.oid:
         return "it is another table than before"
+    if known["published"] != list(found.published):
+        return "what is published of it was altered"
     if known["key"] != list(found.key):
         return "its key is another one"
     born = {leaf.oid for leaf in found.leaves if leaf.born}
@@ -37,16 +61,31 @@ def rows_came_or_went(known: Mark | None, found: Description) -> str | None:
     return "a partition was attached" if now - before - born else None
 
 
+def _values_changed(known: Mark, found: Description) -> str | None:
+    """Why rows have other values than the log, without having been changed; None when they have not."""
+    rewritten = known["files"] != found.mark["files"]
+    numbers = {number for number, _ in known["columns"].values()}
+    for column in found.columns:
+        number, version = known["columns"].get(column.name, (0, 0))
+        if number == column.number:
+            if version != column.version and rewritten:
+                return f"column {column.name} was given another type"
+        elif column.number in numbers or column.number <= known["last_number"]:
+            return f"column {column.name} has the values of another one"
+        elif number or column.has_default or rewritten:
+            return f"column {column.name} was added with values"
+    return None
+
+
 class Watch:
     """What is known about the tables, at the position up to which everything was handed over."""
 
-    def __init__(
-        self, sink: Sink, marks: Marks, due: Mapping[str, tuple[int, Mark]], say: Callable[[str], None]
-    ) -> None:
-        """`due`: tables to read anew, from which position on, and their mark from then on."""
+    def __init__(self, sink: Sink, marks: Marks, due: Mapping[str, Due], say: Callable[[str], None]) -> None:
+        """`due`: tables to read anew."""
         self.marks = marks
         self._sink, self._say = sink, say
         self._due = dict(due)
+        self._without_identity: tuple[str, ...] = ()
         self._read: deque[tuple[int, TableSchema]] = deque()
         self.resume: Mapping[str, Any] = {}
         self._keep()
@@ -58,10 +97,11 @@ class Watch:
 
     def reach(self, position: int) -> None:
         """Everything before the position was handed over."""
-        for name in [name for name, (at, _) in self._due.items() if at <= position]:
-            self.marks[name] = self._due.pop(name)[1]
+        for name in [name for name, due in self._due.items() if due.position <= position]:
+            due = self._due.pop(name)
+            self.marks[name] = due.mark
             self._keep()
-            self._sink.reread(name)
+            self._sink.reread(name, emptied=due.emptied)
         while self._read and self._read[0][0] < position:
             _, schema = self._read.popleft()
             table = self._sink.tables.get(schema.name)
@@ -94,6 +134,16 @@ class Watch:
                     raise Retryable(f"{name} is another table than before: it is read anew")
             elif self.marks[name] != one.mark:
                 self._differs(name, one, position)
+        self._warn(found.values())
+
+    def _warn(self, found: Iterable[Description]) -> None:
+        remedies = tuple(without_identity(found))
+        if remedies and remedies != self._without_identity:
+            self._say(
+                "PostgreSQL refuses to update or delete rows of a table that has lost its replica identity. Give it a "
+                f"primary key, or: {'; '.join(remedies)} (docs/runbooks/postgresql_replica_identity.md)"
+            )
+        self._without_identity = remedies
 
     def _gone(self, name: str) -> None:
         self._due.pop(name, None)
@@ -102,13 +152,13 @@ class Watch:
             self._say(f"{name} was dropped or renamed: captured are the others (docs/runbooks/postgresql_tables.md)")
 
     def _differs(self, name: str, one: Description, position: int) -> None:
-        why = rows_came_or_went(self.marks[name], one)
-        if why is None:
+        anew = to_read_anew(self.marks[name], one, position)
+        if anew is None:
             self.marks[name] = one.mark
             self._keep()
-        elif name not in self._due or self._due[name][1] != one.mark:
-            self._say(f"{name}: {why}: it is emptied and read anew")
-            self._due[name] = (position, one.mark)
+        elif name not in self._due or self._due[name].mark != one.mark:
+            why, self._due[name] = anew
+            self._say(f"{name}: {why}")
 
     def _keep(self) -> None:
         """For every transaction's resume token: made only when something has changed."""

@@ -154,6 +154,12 @@ class Connector:
     def changes(self, table: str) -> list[dict[str, Any]]:
         return [change for _, _, change in changes(self.log, self.topic(table))]
 
+    def schemas(self, table: str) -> list[dict[str, Any]]:
+        """The versions of its schema that were recorded."""
+        kept = self.log.get((f"capture.{self.system}.schemas", 0), ())
+        found = [json.loads(record.value or b"") for record in kept]
+        return [one for one in found if one["table"] == table]
+
     def fold(self, table: str) -> list[dict[str, Any]]:
         return list(fold(self.log, self.topic(table)).values())
 

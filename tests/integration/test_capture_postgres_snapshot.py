@@ -143,7 +143,7 @@ def test_each_chunk_costs_its_rows_and_not_the_table(db: Database) -> None:
 
 
 def test_a_snapshot_goes_on_where_it_was_stopped(db: Database) -> None:
-    db("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 20000)")
+    db("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 19990)")
     log: dict = {}
     runs = 0
     while runs < 50:
@@ -155,8 +155,8 @@ def test_a_snapshot_goes_on_where_it_was_stopped(db: Database) -> None:
             break
     assert runs > 2, "it was done before it could be stopped"
     read = [key for _, key, change in changes(log, connector.topic("t")) if change["op"] == "r"]
-    assert len(set(read)) == 20000
-    assert len(read) <= 20000 + 1000 * runs, "a restart reads its last chunk again, and no more"
+    assert len(set(read)) == 19990
+    assert len(read) <= 19990 + 1000 * runs, "a restart reads its last chunk again, and no more"
 
 
 def _rows_read(connector: Connector) -> int:
