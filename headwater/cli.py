@@ -13,6 +13,7 @@ import click
 
 from headwater.capture_commands import capture, status
 from headwater.data_commands import features, predict, sql
+from headwater.dlq_commands import dlq
 from headwater.errors import reporting
 from headwater.model_commands import approve, drift, lineage, models, rollback
 from headwater.platform_commands import check, dev, run, serve, settings, version
@@ -27,6 +28,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Capture changes": (
         capture,
         status,
+        dlq,
     ),
     "Ask for data": (sql, features, predict),
     "Look after models": (models, lineage, approve, rollback, drift),

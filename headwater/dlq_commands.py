@@ -1,0 +1,162 @@
+"""Commands of the dead letters: dlq list, show, replay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headwater.errors import NotThereYet
+from headwater.output import say, show_json, show_table
+from headwater.session import current_settings
+
+if TYPE_CHECKING:
+    from streaming.dead_letters import DeadLetter
+    from streaming.log import ChangeLog
+
+__all__ = ["dlq"]
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+
+
+def _selecting(command: Callable[..., None]) -> Callable[..., None]:
+    table = click.option("--table", help="Only of this table.")
+    reason = click.option("--reason", metavar="TEXT", help="Only whose reason has this text in it.")
+    return table(reason(command))
+
+
+@click.group()
+def dlq() -> None:
+    """Records that could not be carried into the lake at all: see why, and put them through again.
+
+    A row that broke its table's contract is no dead letter: it is in the table's quarantine.
+    """
+
+
+@dlq.command("list")
+@click.argument("system")
+@_selecting
+@click.option("--all", "replayed_too", is_flag=True, help="With those that were put through again already.")
+@_JSON
+def list_(system: str, *, table: str | None, reason: str | None, replayed_too: bool, as_json: bool) -> None:
+    """The dead letters of SYSTEM (shop), oldest first.
+
+    \b
+    Examples:
+      headwater dlq list shop
+      headwater dlq list shop --table orders --reason "too large"
+    """
+    with _open_log() as log:
+        found = [each for each in _selected(log, system, table, reason) if replayed_too or not each.replayed]
+    rows = [_summary(each) for each in found]
+    if as_json:
+        show_json(rows)
+    else:
+        columns = ["id", "table", "reason", "partition", "offset", "position", "at", "bytes", "replayed"]
+        show_table(columns, [[row[name] for name in columns] for row in rows])
+
+
+@dlq.command()
+@click.argument("system")
+@click.argument("letter")
+@_JSON
+def show(system: str, letter: str, *, as_json: bool) -> None:
+    """One dead letter of SYSTEM whole: LETTER is its id.
+
+    \b
+    Example:
+      headwater dlq show shop 0f3a5b7c9d1e2f40
+    """
+    from streaming.record_text import to_text
+
+    with _open_log() as log:
+        found = _named(log, system, letter)
+    content = {
+        name: None if raw is None else to_text(raw) for name, raw in (("key", found.key), ("value", found.value))
+    }
+    whole = {**_summary(found), **content}
+    if as_json:
+        show_json(whole)
+    else:
+        show_table(["field", "content"], [list(each) for each in whole.items()])
+
+
+@dlq.command()
+@click.argument("system")
+@click.argument("chosen", metavar="[LETTER]...", nargs=-1)
+@_selecting
+@click.option("--yes", is_flag=True, help="Do it; without this it only says what it would do.")
+def replay(system: str, chosen: tuple[str, ...], *, table: str | None, reason: str | None, yes: bool) -> None:
+    """Put dead letters of SYSTEM through again, once what kept them was mended.
+
+    Their records go to the end of their topic, each once however often this is done.
+
+    \b
+    Examples:
+      headwater dlq replay shop --table orders
+      headwater dlq replay shop --table orders --yes
+    """
+    from streaming.dead_letters import replay as put_through
+    from streaming.open_log import open_writer
+
+    with _open_log() as log:
+        found = [_named(log, system, name) for name in chosen] or _selected(log, system, table, reason)
+        waiting = [each for each in found if not each.replayed]
+        if not yes:
+            say(f"headwater: {len(waiting)} records would be put through again; --yes does it")
+            return
+        with closing(open_writer(current_settings())) as writer:
+            done = put_through(waiting, log, writer, time.time_ns() // 1_000)
+    say(f"headwater: {done.sent} records were put through again, {done.already_there} had been before")
+
+
+@contextmanager
+def _open_log() -> Iterator[ChangeLog]:
+    from streaming.open_log import has_log, open_log
+
+    settings = current_settings()
+    if not has_log(settings):
+        raise NotThereYet(f"there is no change log in {settings.home} yet: `headwater run` or `headwater capture shop`")
+    with closing(open_log(settings)) as log:
+        yield log
+
+
+def _selected(log: ChangeLog, system: str, table: str | None, reason: str | None) -> list[DeadLetter]:
+    from streaming.dead_letters import letters
+
+    return [
+        each
+        for each in letters(log, system)
+        if (table is None or each.origin.table == table) and (reason is None or reason in each.reason)
+    ]
+
+
+def _named(log: ChangeLog, system: str, name: str) -> DeadLetter:
+    from streaming.dead_letters import DeadLetterError, letters
+
+    found = next((each for each in letters(log, system) if each.id == name), None)
+    if found is None:
+        raise DeadLetterError(
+            f"there is no dead letter {name} of {system}: `headwater dlq list {system} --all` has all"
+        )
+    return found
+
+
+def _summary(letter: DeadLetter) -> dict[str, Any]:
+    origin = letter.origin
+    return {
+        "id": letter.id,
+        "table": origin.table,
+        "reason": letter.reason,
+        "topic": origin.topic,
+        "partition": origin.partition,
+        "offset": origin.offset,
+        "position": None if origin.position is None else list(origin.position),
+        "at": datetime.fromtimestamp(letter.at_us / 1e6, UTC).isoformat(),
+        "bytes": len(letter.key or b"") + len(letter.value or b""),
+        "replayed": letter.replayed,
+    }

@@ -1,0 +1,176 @@
+"""Dead letters over every change log: kept whole, listed, put through again once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from catalog.settings import Settings, load_settings
+from headwater.cli import cli
+from headwater.stack.server import Server
+from streaming.dead_letters import DeadLetter, Origin, dead_letter, dlq_topic, letters, put, replay
+from streaming.log import ChangeLog
+from streaming.log_writer import LogWriter
+from streaming.open_log import open_log, open_writer
+
+pytest_plugins = ["kafka_broker"]
+
+ENVELOPE = b'{"after":{"note":"\\"headwater\\":{"},"source":{"headwater":{"epoch":1,"commit":7,"order":2}},"op":"c"}'
+
+
+@pytest.fixture(params=["embedded", "kafka"])
+def environment(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    found = {"HEADWATER_HOME": str(tmp_path / "home")}
+    if request.param == "kafka":
+        server: Server = request.getfixturevalue("broker")
+        found |= {"HEADWATER_LOG_URL": server.url, "HEADWATER_LOG_PARTITIONS": "3"}
+    return found
+
+
+@pytest.fixture
+def settings(environment: dict[str, str]) -> Settings:
+    return load_settings(environment)
+
+
+@pytest.fixture
+def log(settings: Settings) -> Iterator[ChangeLog]:
+    with closing(open_log(settings)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def writer(settings: Settings) -> Iterator[LogWriter]:
+    with closing(open_writer(settings)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def system(fresh: Callable[[str], str]) -> str:
+    return fresh("s").replace(".", "_")
+
+
+def letter(
+    system: str, *, key: bytes | None = b'{"id":1}', value: bytes | None = ENVELOPE, at_us: int = 5
+) -> DeadLetter:
+    origin = Origin(system, f"cdc.{system}.orders", 0, 3, (1, 7, 2))
+    return dead_letter(origin, "value: not JSON", key=key, value=value, timestamp_us=1_000_000, at_us=at_us)
+
+
+def contents(log: ChangeLog, topic: str) -> list[tuple[str | None, str | None]]:
+    found = []
+    for source in log.partitions(topic):
+        batch = log.read(source, 0, 1_000)
+        found += list(zip(batch["key"].to_pylist(), batch["value"].to_pylist(), strict=True))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(b"k", b"v"), (None, b"v"), (b"k", None), (b"\xff\0", b"\xfe" * 10), (b"k", b"\x01\xf0\x9f\x98\x80" * 800_000)],
+    ids=["text", "no key", "tombstone", "bytes", "large"],
+)
+def test_a_letter_is_kept_whole_and_once(
+    log: ChangeLog, writer: LogWriter, system: str, key: bytes | None, value: bytes | None
+) -> None:
+    sent = letter(system, key=key, value=value)
+    for _ in range(2):  # a crash after it was sent, and again
+        put([sent], writer)
+        writer.flush()
+    assert letters(log, system) == [sent]
+
+
+def test_a_letter_that_was_not_written_to_its_end_is_left_out_until_it_is(
+    log: ChangeLog, writer: LogWriter, system: str
+) -> None:
+    sent = letter(system, value=b"x" * 300_000)
+    put([sent], writer)
+    writer.flush()
+    rows = contents(log, dlq_topic(system))
+    torn = f"{system}2"
+    writer.ensure([dlq_topic(torn)])
+    for key, value in rows[:-1]:
+        writer.send(dlq_topic(torn), str(key).encode(), str(value).encode(), 1_000_000)
+    writer.flush()
+    assert letters(log, torn) == []
+    other = replace(sent, origin=replace(sent.origin, system=torn))
+    put([other], writer)
+    writer.flush()
+    assert letters(log, torn) == [other]
+
+
+def test_a_letter_is_put_through_once_and_bears_its_name(log: ChangeLog, writer: LogWriter, system: str) -> None:
+    sent, plain = letter(system), letter(system, key=b"p", value=b"no json", at_us=6)
+    put([sent, plain], writer)
+    writer.flush()
+    first = replay(letters(log, system), log, writer, 9)
+    again = replay(letters(log, system), log, writer, 9)
+    assert (first.sent, again.sent, again.already_there) == (2, 0, 2)
+    assert all(found.replayed for found in letters(log, system))
+    found = dict(contents(log, sent.origin.topic))
+    assert found["p"] == "no json"
+    value = json.loads(str(found['{"id":1}']))
+    assert value["source"]["headwater"] == {"replayed": sent.id, "epoch": 1, "commit": 7, "order": 2}
+    assert value["after"] == {"note": '"headwater":{'}
+
+
+class Dies(Exception):
+    """A process ends."""
+
+
+def test_a_replay_that_was_interrupted_sends_nothing_twice(
+    log: ChangeLog, writer: LogWriter, system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = letter(system)
+    put([sent], writer)
+    writer.flush()
+    send = writer.send
+
+    def dies(topic: str, key: bytes | None, value: bytes | None, *more: object) -> None:
+        if value == b'{"replayed": true}':
+            raise Dies
+        send(topic, key, value, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(writer, "send", dies)
+    with pytest.raises(Dies):
+        replay(letters(log, system), log, writer, 9)
+    monkeypatch.undo()
+    done = replay(letters(log, system), log, writer, 9)
+    assert (done.sent, done.already_there) == (0, 1)
+    assert len(contents(log, sent.origin.topic)) == 1
+
+
+def test_the_command_lists_shows_and_replays(
+    environment: dict[str, str], log: ChangeLog, writer: LogWriter, system: str
+) -> None:
+    sent, other = letter(system), letter(system, key=b"o", value=None, at_us=6)
+    put([sent, replace(other, id="f" * 16, reason="too large")], writer)
+    writer.flush()
+
+    def dlq(*arguments: str) -> str:
+        done = CliRunner().invoke(cli, ["dlq", *arguments], env=environment)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    listed = json.loads(dlq("list", system, "--json"))
+    assert [(each["id"], each["table"], each["reason"]) for each in listed] == [
+        (sent.id, "orders", "value: not JSON"),
+        ("f" * 16, "orders", "too large"),
+    ]
+    assert json.loads(dlq("list", system, "--reason", "too", "--json"))[0]["id"] == "f" * 16
+    assert json.loads(dlq("list", system, "--table", "customers", "--json")) == []
+    shown = json.loads(dlq("show", system, sent.id, "--json"))
+    assert (shown["value"], shown["position"], shown["offset"]) == (ENVELOPE.decode(), [1, 7, 2], 3)
+    dlq("replay", system, "--reason", "not JSON")
+    assert contents(log, sent.origin.topic) == []  # only said what it would do
+    dlq("replay", system, "--reason", "not JSON", "--yes")
+    assert [key for key, _ in contents(log, sent.origin.topic)] == ['{"id":1}']
+    assert [each["id"] for each in json.loads(dlq("list", system, "--json"))] == ["f" * 16]
+    unknown = CliRunner().invoke(cli, ["dlq", "show", system, "nothing"], env=environment)
+    assert unknown.exit_code == 1
+    assert "no dead letter nothing" in unknown.stderr
