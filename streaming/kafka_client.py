@@ -30,10 +30,11 @@ with warnings.catch_warnings():
     import kafka
     from kafka import errors
     from kafka.admin import KafkaAdminClient
+    from kafka.net.inet import KafkaNetSocket
     from kafka.protocol.consumer import FetchRequest, IsolationLevel, OffsetSpec
     from kafka.structs import OffsetAndMetadata
 
-__all__ = ["Fetched", "LogClient", "error_of"]
+__all__ = ["Fetched", "LogClient", "client_options", "error_of"]
 
 # Our errors say what went wrong; without a handler Python would print each attempt to connect as well.
 logging.getLogger("kafka").addHandler(logging.NullHandler())
@@ -49,6 +50,32 @@ _NOT_ALLOWED = (
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
 
+class _ClosedSocket(KafkaNetSocket):  # type: ignore[misc]
+    """kafka-python leaves a socket that could not connect to the garbage collector, in a cycle: while a cluster was
+    away a process lost one file descriptor a second. A proxy's scheme is how it lets us have sockets of our own.
+    """
+
+    SCHEMES = ("headwater",)
+
+    async def sock_connect(self, net: Any, sock: Any, sockaddr: Any, timeout_at: float | None = None) -> Any:
+        try:
+            return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
+        except BaseException:
+            sock.close()
+            raise
+
+
+def client_options(address: KafkaAddress, patience_s: float) -> dict[str, Any]:
+    """What all of kafka-python's clients are told."""
+    return {
+        "client_id": "headwater",
+        "proxy_url": "headwater://",
+        "bootstrap_timeout_ms": int(patience_s * 1000),
+        "reconnect_backoff_max_ms": 1_000,
+        **kafka_python_options(address),
+    }
+
+
 class Fetched(NamedTuple):
     """A partition's answer: its batches as stored, and the first offsets of aborted transactions by producer."""
 
@@ -60,8 +87,14 @@ class _Connections(KafkaAdminClient):  # type: ignore[misc]
     """The administrator's client can ask everything but for records."""
 
     def __init__(self, **options: object) -> None:
-        super().__init__(**options)
         self._leaders: dict[TopicPartition, int] = {}
+        try:
+            super().__init__(**options)
+        except BaseException:
+            if hasattr(self, "_net"):  # else its thread would run for ever, trying to connect
+                self._closed = False
+                self.close()
+            raise
 
     def fetch(self, source: TopicPartition, offset: int, max_bytes: int) -> Any:
         """The partition's part of the answer; of aborted transactions no more than what is needed to leave them out."""
@@ -108,12 +141,9 @@ class LogClient:
         self._patience_s = patience_s
         self._sleep = sleep
         options = {
-            "client_id": "headwater",
-            "bootstrap_timeout_ms": int(patience_s * 1000),
             "request_timeout_ms": int(patience_s * 1000),
-            "reconnect_backoff_max_ms": 1_000,
             "receive_message_max_bytes": 1 << 30,
-            **kafka_python_options(address),
+            **client_options(address, patience_s),
         }
         try:
             self._connections = _Connections(**options)

@@ -38,6 +38,8 @@ _DEFAULT_PORT = 9092
 _FILES = ("ca", "certificate", "key", "password_file")
 _CHOICES = {"tls": ("off", "on"), "sasl": ("plain", "scram-sha-256", "scram-sha-512")}
 _FOR_EVER = "-1"
+# librdkafka's severity. What passes by itself is told by our own errors once it does not.
+_ERRORS = "3"
 _LONGEST_MS = str((1 << 63) - 1)
 
 
@@ -97,7 +99,11 @@ def parse_log_url(url: str) -> KafkaAddress:
 
 def confluent_options(address: KafkaAddress) -> dict[str, str]:
     """The part of a confluent-kafka client's configuration that says where and who."""
-    options = {"bootstrap.servers": ",".join(address.servers), "security.protocol": address.security.lower()}
+    options = {
+        "bootstrap.servers": ",".join(address.servers),
+        "security.protocol": address.security.lower(),
+        "log_level": _ERRORS,
+    }
     if address.user:
         options |= {
             "sasl.mechanism": address.sasl.upper(),

@@ -10,8 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from streaming.kafka_client import error_of
-from streaming.kafka_config import kafka_python_options
+from streaming.kafka_client import client_options, error_of
 from streaming.log import Listener, TopicPartition
 from streaming.log_writer import RetryableLogError
 
@@ -50,7 +49,6 @@ class KafkaMembership:
         self._group = group
         self._own = _Own(listener, lambda partitions: self._consumer.pause(*partitions))
         options = {
-            "client_id": "headwater",
             "group_id": group,
             "enable_auto_commit": False,
             "auto_offset_reset": "earliest",  # of a position that nothing is read from
@@ -59,11 +57,9 @@ class KafkaMembership:
             "heartbeat_interval_ms": int(silence_s * 1000 / _HEARTBEATS),
             "max_poll_interval_ms": _BETWEEN_POLLS_MS,
             "metadata_max_age_ms": _NEW_TOPICS_MS,
-            "bootstrap_timeout_ms": int(patience_s * 1000),
-            "reconnect_backoff_max_ms": 1_000,
             "partition_assignment_strategy": [CooperativeStickyAssignor],
             "metrics_enabled": False,
-            **kafka_python_options(log.address),
+            **client_options(log.address, patience_s),
         }
         try:
             self._consumer = kafka.KafkaConsumer(**options)

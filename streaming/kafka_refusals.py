@@ -1,6 +1,11 @@
-"""What librdkafka says went wrong, as an error of ours: whether it passes, what was tried, what to set."""
+"""What librdkafka says went wrong, as an error of ours: whether it passes, what was tried, what to set.
+
+What it says unasked goes to `LOGGER`.
+"""
 
 from __future__ import annotations
+
+import logging
 
 from confluent_kafka import KafkaError
 
@@ -14,7 +19,11 @@ from streaming.log_writer import (
     UnknownTopicError,
 )
 
-__all__ = ["refusal"]
+__all__ = ["LOGGER", "refusal"]
+
+LOGGER = logging.getLogger("streaming.librdkafka")
+# Our errors say what went wrong; without a handler Python would print each attempt to connect as well.
+LOGGER.addHandler(logging.NullHandler())
 
 _TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_MSG_SIZE)
 _NOT_ALLOWED = (

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streaming.kafka_config import MAX_RECORD_BYTES, KafkaAddress, confluent_options
-from streaming.kafka_refusals import refusal
+from streaming.kafka_refusals import LOGGER, refusal
 from streaming.log_writer import Record, RetryableLogError
 
 __all__ = ["Tails"]
@@ -39,7 +39,7 @@ class Tails:
     def __init__(self, address: KafkaAddress, patience_s: float) -> None:
         self._address = address
         self._patience_s = patience_s
-        self._consumer = Consumer({**_OPTIONS, **confluent_options(address)})
+        self._consumer = Consumer({**_OPTIONS, **confluent_options(address)}, logger=LOGGER)
 
     def close(self) -> None:
         """Disconnect."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streaming.kafka_config import KafkaAddress, TopicShape, topic_options
-from streaming.kafka_refusals import refusal
+from streaming.kafka_refusals import LOGGER, refusal
 from streaming.log_writer import LogError, PermanentLogError, RetryableLogError, UnknownTopicError
 
 __all__ = ["make_missing", "topic_partitions"]
@@ -113,4 +113,4 @@ def _admin(address: KafkaAddress):  # type: ignore[no-untyped-def]
 
     from streaming.kafka_config import confluent_options
 
-    return AdminClient(confluent_options(address))
+    return AdminClient(confluent_options(address), logger=LOGGER)

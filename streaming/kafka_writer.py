@@ -11,23 +11,18 @@ it would look like one that landed long ago.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, murmur2
 
 from streaming.kafka_config import MAX_RECORD_BYTES, KafkaAddress, TopicShape, confluent_options
-from streaming.kafka_refusals import refusal
+from streaming.kafka_refusals import LOGGER, refusal
 from streaming.kafka_tails import Tails
 from streaming.kafka_topics import make_missing, topic_partitions
 from streaming.log_writer import LogError, Record, RetryableLogError
 
 __all__ = ["KafkaWriter"]
-
-logger = logging.getLogger(__name__)
-# Each producer would say that enable.gapless.guarantee is experimental.
-logger.addFilter(lambda entry: "CONFWARN" not in entry.getMessage())
 
 _PATIENCE_S = 15.0
 _POLL_S = 0.05
@@ -71,7 +66,7 @@ class KafkaWriter:
         self._fatal: KafkaError | None = None
         self._tails: Tails | None = None
         callbacks = {"on_delivery": self._on_delivery, "error_cb": self._on_problem}
-        self._producer = Producer({**_OPTIONS, **confluent_options(address), **callbacks}, logger=logger)
+        self._producer = Producer({**_OPTIONS, **confluent_options(address), **callbacks}, logger=LOGGER)
         self._produce: Callable[..., None] = self._producer.produce
 
     def ensure(self, topics: Sequence[str], *, compacted: bool = False) -> None:

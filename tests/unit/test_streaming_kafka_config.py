@@ -54,6 +54,7 @@ def test_both_clients_are_told_the_same(tmp_path: Path) -> None:
     assert confluent_options(address) == {
         "bootstrap.servers": "host:1",
         "security.protocol": "sasl_ssl",
+        "log_level": "3",
         "sasl.mechanism": "PLAIN",
         "sasl.username": "ann",
         "sasl.password": "pass%41word",
