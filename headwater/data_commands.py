@@ -67,26 +67,27 @@ def historical(model: str, entities: Path, output: Path) -> None:
 
     ENTITIES is a .parquet or .csv file with customer_id (integers) and event_timestamp (timestamps, dates or ISO 8601
     text; UTC unless there is a time zone).
-    Every row comes back in its order, repeated ones too, with its other columns.
+    Every row comes back in its order, repeated ones too, with all its columns as they were.
 
     \b
     Example:
       headwater features historical churn entities.parquet -o features.parquet
     """
-    from headwater.entities_file import output_format, read_entities, write_table
+    from headwater.entities_file import as_given, output_format, read_entities, read_table, write_table
 
     settings = current_settings()
     catalog = read_catalog(settings)
     declared = declared_model(catalog, model)
     output_format(output)
-    rows = read_entities(entities)
+    given = read_table(entities)
+    rows = read_entities(entities, given)
     _expect_features(settings, declared)
     expect_writable(settings)  # Feast keeps its registry there
     from ml.features import historical as read_historical
     from ml.features import open_feature_store
 
     found = read_historical(open_feature_store(settings, catalog), model, rows)
-    write_table(found, output)
+    write_table(as_given(found, given), output)
     say(f"headwater: {found.num_rows} rows, {found.num_columns - rows.num_columns} features: {output}")
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from catalog.clock import parse_instant
 
-__all__ = ["EntitiesError", "output_format", "read_entities", "write_table"]
+__all__ = ["EntitiesError", "as_given", "output_format", "read_entities", "read_table", "write_table"]
 
 KEY, INSTANT = "customer_id", "event_timestamp"
 FORMATS = (".parquet", ".csv")
@@ -40,13 +40,19 @@ def output_format(path: Path) -> str:
     return suffix
 
 
-def read_entities(path: Path) -> pa.Table:
-    """Every row in order: customer_id int64, event_timestamp naive UTC in microseconds, other columns as they are."""
+def read_table(path: Path) -> pa.Table:
+    """The file as it is. Raises EntitiesError."""
     suffix = output_format(path)
     try:
-        table = pyarrow.parquet.read_table(path) if suffix == ".parquet" else pyarrow.csv.read_csv(path)
+        return pyarrow.parquet.read_table(path) if suffix == ".parquet" else pyarrow.csv.read_csv(path)
     except (pa.ArrowException, OSError) as error:
         raise EntitiesError(f"{path}: found a file that is not {suffix[1:]} ({error})") from None
+
+
+def read_entities(path: Path, table: pa.Table) -> pa.Table:
+    """Every row of the file's table in order: customer_id int64, event_timestamp naive UTC in microseconds, the other
+    columns as they are. Raises EntitiesError.
+    """
     missing = [name for name in (KEY, INSTANT) if name not in table.column_names]
     if missing or len(set(table.column_names)) != table.num_columns:
         raise EntitiesError(
@@ -56,6 +62,13 @@ def read_entities(path: Path) -> pa.Table:
         position = table.column_names.index(name)
         table = table.set_column(position, name, convert(path, table[name]))
     return table
+
+
+def as_given(found: pa.Table, given: pa.Table) -> pa.Table:
+    """The same rows with customer_id and event_timestamp as the file had them, so that they join with it."""
+    for name in (KEY, INSTANT):
+        found = found.set_column(found.column_names.index(name), given.schema.field(name), given[name])
+    return found
 
 
 def write_table(table: pa.Table, path: Path) -> None:

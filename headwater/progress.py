@@ -43,7 +43,8 @@ class Progress(logging.Handler):
             self._finish(step, "skip")
         elif kind == "STEP_FAILURE":
             self._finish(step, "FAIL")
-            self.failures.append(_reason(step, event))
+            if _error_class(event) != "DagsterAssetCheckFailedError":  # each failed check has said why
+                self.failures.append(_reason(step, event))
         elif kind == "ASSET_CHECK_EVALUATION":
             self._check(event.event_specific_data)
 
@@ -58,6 +59,11 @@ class Progress(logging.Handler):
             self.emit_line(f"         {check.severity.value}: {check.asset_key.to_user_string()} {message}".rstrip())
             if check.severity.value == "ERROR":
                 self.failures.append(f"{check.asset_key.to_user_string()}: {message}")
+
+
+def _error_class(event: Any) -> str | None:
+    error = event.event_specific_data.error
+    return error.cls_name if error is not None else None
 
 
 def _reason(step: str, event: Any) -> str:

@@ -10,9 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from headwater.entities_file import EntitiesError, read_entities, write_table
+from headwater.entities_file import EntitiesError, as_given, read_entities, read_table, write_table
 
 NOON = datetime(2011, 9, 10, 12)
+
+
+def read(path: Path) -> pa.Table:
+    return read_entities(path, read_table(path))
 
 
 def parquet(path: Path, **columns: Any) -> Path:
@@ -35,16 +39,22 @@ def parquet(path: Path, **columns: Any) -> Path:
     ids=lambda column: str(column.type),
 )
 def test_every_kind_of_instant_becomes_naive_utc(tmp_path: Path, instants: pa.Array) -> None:
-    rows = read_entities(parquet(tmp_path, customer_id=pa.array([1], pa.int32()), event_timestamp=instants))
+    rows = read(parquet(tmp_path, customer_id=pa.array([1], pa.int32()), event_timestamp=instants))
     assert rows.schema == pa.schema({"customer_id": pa.int64(), "event_timestamp": pa.timestamp("us")})
     assert rows["event_timestamp"].to_pylist() == [NOON]
 
 
+def test_rows_go_back_with_the_instants_and_ids_that_they_came_with(tmp_path: Path) -> None:
+    at = pa.array([datetime(2011, 9, 10, 14, tzinfo=timezone(timedelta(hours=2)))], pa.timestamp("us", "Europe/Paris"))
+    path = parquet(tmp_path, customer_id=[17850.0], note=["a"], event_timestamp=at)
+    given = read_table(path)
+    found = read_entities(path, given).append_column("txn_count_7d", [[3]])
+    assert as_given(found, given) == given.append_column("txn_count_7d", [[3]])
+
+
 def test_a_date_is_its_midnight_and_other_columns_and_their_order_are_kept(tmp_path: Path) -> None:
     days = pa.array([NOON.date(), NOON.date()])
-    rows = read_entities(
-        parquet(tmp_path, note=["b", "a"], event_timestamp=days, customer_id=[2, 2], label=[0.5, None])
-    )
+    rows = read(parquet(tmp_path, note=["b", "a"], event_timestamp=days, customer_id=[2, 2], label=[0.5, None]))
     assert rows.column_names == ["note", "event_timestamp", "customer_id", "label"]
     assert rows["event_timestamp"].to_pylist() == [NOON.replace(hour=0)] * 2
     assert rows["note"].to_pylist() == ["b", "a"]
@@ -53,29 +63,29 @@ def test_a_date_is_its_midnight_and_other_columns_and_their_order_are_kept(tmp_p
 def test_csv_in_and_out(tmp_path: Path) -> None:
     path = tmp_path / "entities.csv"
     path.write_text("customer_id,event_timestamp,note\n17850,2011-09-10T00:00:00,a\n13047,2011-09-10 12:30:00,\n")
-    rows = read_entities(path)
+    rows = read(path)
     assert rows["customer_id"].to_pylist() == [17850, 13047]
     assert rows["event_timestamp"].to_pylist() == [datetime(2011, 9, 10), datetime(2011, 9, 10, 12, 30)]
     write_table(rows, tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text().splitlines()[0] == '"customer_id","event_timestamp","note"'
     path.write_text("customer_id,event_timestamp\n17850,2011-09-10T14:00:00+02:00\n")
-    assert read_entities(path)["event_timestamp"].to_pylist() == [NOON]
+    assert read(path)["event_timestamp"].to_pylist() == [NOON]
 
 
 def test_integers_that_a_data_frame_has_made_floats_and_csv_of_mixed_instants(tmp_path: Path) -> None:
-    rows = read_entities(parquet(tmp_path, customer_id=[17850.0, -1.0], event_timestamp=AT))
+    rows = read(parquet(tmp_path, customer_id=[17850.0, -1.0], event_timestamp=AT))
     assert rows["customer_id"].to_pylist() == [17850, -1]
     assert rows["customer_id"].type == pa.int64()
     path = tmp_path / "entities.csv"
     path.write_text("customer_id,event_timestamp\n17850.0,2011-09-10\n2.0,2011-09-10T14:00:00+02:00\n")
-    rows = read_entities(path)
+    rows = read(path)
     assert rows["customer_id"].to_pylist() == [17850, 2]
     assert rows["event_timestamp"].to_pylist() == [NOON.replace(hour=0), NOON]
 
 
 def test_no_rows_are_no_rows(tmp_path: Path) -> None:
     nothing = {"customer_id": pa.array([], pa.float64()), "event_timestamp": pa.array([], pa.string())}
-    rows = read_entities(parquet(tmp_path, **nothing))
+    rows = read(parquet(tmp_path, **nothing))
     assert rows.schema == pa.schema({"customer_id": pa.int64(), "event_timestamp": pa.timestamp("us")})
     assert rows.num_rows == 0
 
@@ -110,7 +120,7 @@ AT = pa.array([NOON, NOON])
 def test_what_cannot_be_used_is_refused_with_a_reason(tmp_path: Path, columns: dict[str, Any], said: str) -> None:
     path = parquet(tmp_path, **columns)
     with pytest.raises(EntitiesError) as refused:
-        read_entities(path)
+        read(path)
     assert said in str(refused.value)
     assert str(path) in str(refused.value)
 
@@ -118,8 +128,8 @@ def test_what_cannot_be_used_is_refused_with_a_reason(tmp_path: Path, columns: d
 def test_files_that_are_something_else(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("no parquet")
     with pytest.raises(EntitiesError, match="found a file that is not parquet"):
-        read_entities(tmp_path / "a.parquet")
+        read(tmp_path / "a.parquet")
     with pytest.raises(EntitiesError, match=r"found suffix '.xlsx', allowed is one of .parquet, .csv"):
-        read_entities(tmp_path / "a.xlsx")
+        read(tmp_path / "a.xlsx")
     with pytest.raises(EntitiesError, match="found no directory"):
         write_table(pa.table({"a": [1]}), tmp_path / "nowhere" / "out.csv")
