@@ -24,7 +24,7 @@ from streaming.kafka_writer import KafkaWriter
 if TYPE_CHECKING:
     from confluent_kafka import Consumer
 
-__all__ = ["Captured", "Peers", "Record", "connect", "run_both"]
+__all__ = ["Captured", "Database", "Peers", "Record", "connect", "run_both"]
 
 DATABASE = "peers"
 _LAST_ID = 1_000_000
@@ -139,6 +139,11 @@ class Database:
     def run(self, statement: str) -> None:
         with self._connection.cursor() as cursor:
             cursor.execute(statement)
+
+    def ask(self, statement: str) -> list[Any]:
+        with self._connection.cursor() as cursor:
+            cursor.execute(statement)
+            return list(cursor.fetchall())
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
