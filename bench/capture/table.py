@@ -12,7 +12,7 @@ from headwater.stack.server import Server
 
 __all__ = ["DATABASE", "DELETED", "INSERTED", "SOURCE_YAML", "TABLE", "UPDATED", "Table", "fresh_table"]
 
-DATABASE, TABLE = "bench", "lines"
+DATABASE, TABLE = "bench", "sale_lines"
 # Changes of one transaction of the backlog: 100 rows of one table.
 INSERTED, UPDATED, DELETED = 60, 30, 10
 _STEADY_ROWS = 10  # in a transaction
