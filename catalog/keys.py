@@ -86,6 +86,11 @@ def cdc_topic(system: str, table: str) -> str:
     return f"cdc.{system}.{table}"
 
 
+def schemas(system: str) -> Key:
+    """Every version of the captured tables' columns, and from where in the source's history it holds."""
+    return Key("monitoring", system, "schemas")
+
+
 def served_topic(model: str) -> str:
     """The change log's topic for the predictions that a model's endpoint has served."""
     return f"predictions.{model}.served"

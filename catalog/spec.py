@@ -1,28 +1,27 @@
-"""Frozen, strict schemas of what is declared in YAML: source tables, gates and models.
-
-A field says for itself what it may be; what must fit together is in the `rules` of its spec, each of which names the
-field to look at. How a refusal reads is decided in `catalog.refusals`.
-"""
+"""Frozen, strict schemas of what is declared in YAML: source tables, gates (both in source_spec.py) and models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import Field
 
 from catalog.problems import Finding, Loc, either, nearest, shown
+from catalog.source_spec import COLUMN_ARGUMENTS, HISTORY_NAMES, Column, ColumnType, Expectation, Gate, Source
+from catalog.spec_base import MISFIT, FeatureReference, Name, Owner, Rule, Spec, TableKey, repeated
 
 __all__ = [
     "BASELINES",
     "COLUMN_ARGUMENTS",
+    "HISTORY_NAMES",
     "METRICS",
     "MISFIT",
     "Bar",
     "Baseline",
     "Column",
+    "ColumnType",
     "Cutoffs",
     "Drift",
     "Expectation",
@@ -37,29 +36,7 @@ __all__ = [
     "Spec",
 ]
 
-COLUMN_ARGUMENTS = frozenset({"column_A", "column_B", "column_list", "column_set"})
-"""Arguments of Great Expectations that name further columns."""
 
-MISFIT = "misfit"
-"""pydantic's `type` of an error that a rule found."""
-
-Rule = Callable[[], Iterator[Finding]]
-
-
-def _text(pattern: str, words: str) -> Any:
-    """Text of a pattern, with the words that say which."""
-    return Field(pattern=pattern, json_schema_extra={"words": words})
-
-
-Name = Annotated[str, _text(r"^[a-z][a-z0-9_]*$", "a name of lower-case letters, digits and _, a letter first")]
-Owner = Annotated[
-    str, _text(r"^(team:[a-z][a-z0-9_-]*|[^@\s]+@[^@\s]+\.[^@\s]+)$", "team:name (in lower case) or an e-mail address")
-]
-TableKey = Annotated[str, _text(r"^[a-z]+/[a-z][a-z0-9_]*/[a-z][a-z0-9_]*$", "an asset key such as marts/sales/orders")]
-FeatureReference = Annotated[
-    str, _text(r"^[a-z][a-z0-9_]*:[a-z][a-z0-9_]*$", "view:feature such as activity:txn_count_7d")
-]
-ColumnType = Literal["string", "int64", "float64", "bool", "timestamp"]
 Metric = Literal["roc_auc", "average_precision", "log_loss", "brier", "mae", "rmse", "spearman"]
 Baseline = Literal["majority", "recency_rule", "mean", "last_90_days_spend"]
 METRICS: dict[str, tuple[str, ...]] = {
@@ -70,124 +47,6 @@ BASELINES: dict[str, tuple[str, ...]] = {
     "binary": ("majority", "recency_rule"),
     "regression": ("mean", "last_90_days_spend"),
 }
-
-
-class Spec(BaseModel):
-    """A declaration or a part of one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    def rules(self) -> tuple[Rule, ...]:
-        """What must fit together here; each rule yields what does not, at its place below this spec."""
-        return ()
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        found = [finding for rule in self.rules() for finding in rule()]
-        if found:
-            # Several errors, each with its own place: a plain ValueError would be one, without a place.
-            raise ValidationError.from_exception_data(type(self).__name__, [_misfit(finding) for finding in found])
-        return self
-
-
-def _misfit(finding: Finding) -> InitErrorDetails:
-    error = PydanticCustomError(MISFIT, "{text}", {"text": finding.text})
-    return InitErrorDetails(type=error, loc=finding.loc, input=None)
-
-
-class Column(Spec):
-    """One column of a source table; `timestamp` has microseconds and is UTC."""
-
-    name: Name
-    type: ColumnType
-    description: str = Field(min_length=3)
-    nullable: bool = True
-    pii: bool = False
-
-
-class Expectation(Spec):
-    """One Great Expectations expectation by its snake_case name, with its arguments.
-
-    `mostly` is the share of rows that must satisfy it (1.0: every row).
-    """
-
-    expect: Name
-    column: Name | None = None
-    mostly: float = Field(default=1.0, gt=0, le=1)
-    arguments: dict[str, Any] = {}
-
-    def columns(self) -> Iterator[tuple[Loc, str]]:
-        """Every column that the expectation names, with its place."""
-        if self.column is not None:
-            yield ("column",), self.column
-        for argument in sorted(COLUMN_ARGUMENTS & self.arguments.keys()):
-            value = self.arguments[argument]
-            if isinstance(value, str):
-                yield ("arguments", argument), value
-            elif isinstance(value, tuple | list):
-                yield from ((("arguments", argument, n), name) for n, name in enumerate(value) if isinstance(name, str))
-
-
-class Gate(Spec):
-    """What must hold before anything downstream of a table runs.
-
-    `freshness_days` bounds the clock's now minus the latest `event_time`; `max_quarantined_pct` (raw tables) bounds the
-    share of a batch's rows that may break the contract before the table itself counts as broken.
-    """
-
-    key: tuple[Name, ...] = Field(min_length=1)
-    event_time: Name
-    freshness_days: float = Field(gt=0)
-    freshness: Literal["warn", "block"] = "warn"
-    min_rows: int = Field(default=1, ge=0)
-    max_quarantined_pct: float = Field(default=20.0, ge=0, lt=50)
-    expectations: tuple[Expectation, ...] = ()
-    table: TableKey | None = None
-
-    def columns(self) -> Iterator[tuple[Loc, str]]:
-        """Every column that the gate names, with its place."""
-        yield from ((("key", position), name) for position, name in enumerate(self.key))
-        yield ("event_time",), self.event_time
-        for position, expectation in enumerate(self.expectations):
-            yield from ((("expectations", position, *loc), name) for loc, name in expectation.columns())
-
-
-class Source(Spec):
-    """One captured table: from it come the raw asset, its checks and dbt's source.
-
-    `relation` is its name in the database when that is not `table` in the default schema (`sales.Orders`).
-    """
-
-    system: Name
-    table: Name
-    relation: Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")] | None = None
-    description: str = Field(min_length=10)
-    owner: Owner
-    domain: Name
-    columns: tuple[Column, ...] = Field(min_length=1)
-    gate: Gate
-
-    def rules(self) -> tuple[Rule, ...]:
-        return (self._columns_once, self._gate_is_its_own, self._gate_columns_exist)
-
-    def _columns_once(self) -> Iterator[Finding]:
-        names = [column.name for column in self.columns]
-        for position in _repeated(names):
-            yield Finding(
-                ("columns", position, "name"), f"found column {names[position]!r} a second time, allowed is once"
-            )
-
-    def _gate_is_its_own(self) -> Iterator[Finding]:
-        if self.gate.table is not None:
-            text = f"found gate.table {self.gate.table!r}, allowed is none: the gate of a source is its raw table's"
-            yield Finding(("gate", "table"), text)
-
-    def _gate_columns_exist(self) -> Iterator[Finding]:
-        names = [column.name for column in self.columns]
-        for loc, used in self.gate.columns():
-            if used not in names:
-                text = f"found column {used!r} in the gate{nearest(used, names)}, allowed is {either(names)}"
-                yield Finding(("gate", *loc), text)
 
 
 class Label(Spec):
@@ -265,7 +124,7 @@ class ModelGate(Spec):
 
     def _slices_once(self) -> Iterator[Finding]:
         names = [part.name for part in self.slices]
-        for position in _repeated(names):
+        for position in repeated(names):
             yield Finding(
                 ("slices", position, "name"), f"found slice {names[position]!r} a second time, allowed is once"
             )
@@ -346,7 +205,7 @@ class Model(Spec):
     def _features_once(self) -> Iterator[Finding]:
         # By name, not by reference: the name is the column of the training set.
         names = [reference.partition(":")[2] for reference in self.features]
-        for position in _repeated(names):
+        for position in repeated(names):
             text = f"found feature {self.features[position]!r} a second time, allowed is once each"
             yield Finding(("features", position), text)
 
@@ -376,8 +235,3 @@ class Model(Spec):
             if metric not in METRICS[self.task]:
                 text = f"found metric {metric!r}, allowed is {either(METRICS[self.task])} for task {self.task}"
                 yield Finding(("gate", *loc), text)
-
-
-def _repeated(names: Sequence[str]) -> list[int]:
-    """The positions of names that were there before."""
-    return [position for position, name in enumerate(names) if name in names[:position]]

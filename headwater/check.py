@@ -104,7 +104,7 @@ def _reference_problems(directory: Path, reading: Reading) -> Iterator[Problem]:
     tables = {**_raw_tables(reading.sources), **_dbt_tables()}
     for source in reading.sources:
         rules = _expectation_rules(("gate",), getattr(source.spec, "gate", None))
-        yield from _judged(source, partial(_history_findings, source.spec), *rules)
+        yield from _judged(source, *rules)
     for gate in reading.gates:
         yield from _judged(gate, partial(_gate_findings, gate.spec, tables), *_expectation_rules((), gate.spec))
     for model in reading.models:
@@ -160,17 +160,6 @@ def _missing_sources(folder: Path, sources: Sequence[Declared[Source]]) -> Itera
                 if (system, table) not in declared and table not in there:
                     text = f"found captured table {system}.{table}, which no file declares (looked for {folder}/"
                     yield Problem(str(file), number, f"{text}{table}.yaml), allowed is one of {names}")
-
-
-def _history_findings(source: Source) -> Iterator[Finding]:
-    """A raw table has columns of its own, which say what was known of a row and when."""
-    from lake.schema import HISTORY_COLUMNS
-
-    reserved = [column.name for column in HISTORY_COLUMNS]
-    for position, column in enumerate(source.columns):
-        if column.name in reserved:
-            text = f"found column {column.name!r}, allowed is any but the raw table's own: {', '.join(reserved)}"
-            yield Finding(("columns", position, "name"), text)
 
 
 def _expectation_rules(at: Loc, gate: Gate | None) -> list[Rule]:

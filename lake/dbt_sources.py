@@ -14,10 +14,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from catalog.column_types import parse_type
 from catalog.load import load_catalog
 from catalog.settings import CATALOG_DIR
 from catalog.spec import Source
-from lake.schema import DBT_PROJECT_DIR, HISTORY_COLUMNS, SQL_TYPES
+from lake.schema import DBT_PROJECT_DIR, HISTORY_COLUMNS, sql_type
 
 __all__ = ["SOURCES_PATH", "main", "sources_yaml"]
 
@@ -53,7 +54,8 @@ def _table(source: Source) -> dict[str, Any]:
         "description": source.description,
         "config": {"meta": {"dagster": {"asset_key": ["raw", source.system, source.table]}}},
         "columns": [
-            {"name": c.name, "data_type": SQL_TYPES[c.type].lower(), "description": c.description} for c in columns
+            {"name": c.name, "data_type": sql_type(parse_type(c.type)).lower(), "description": c.description}
+            for c in columns
         ],
     }
 

@@ -107,7 +107,7 @@ class _Table:
     @property
     def live(self) -> str:
         """The table without the rows of deletions."""
-        return quoted(self.key) + (" WHERE change_op IS DISTINCT FROM 'd'" if self.is_history else "")
+        return quoted(self.key) + (" WHERE coalesce(change_op NOT IN ('d', 't'), true)" if self.is_history else "")
 
     def row(self, sql: str) -> tuple[Any, ...]:
         """The first row of a query."""
@@ -248,7 +248,9 @@ def _keys(table: _Table) -> CheckOutcome:
         return table.cannot("keys", "block", missing)
     columns = ", ".join(f'"{n}"' for n in unique)
     empty = " OR ".join(f'"{n}" IS NULL' for n in dict.fromkeys([*unique, *table.gate.key]))
-    nulls = int(table.row(f"SELECT count(*) FROM {quoted(table.key)} WHERE {empty}")[0])
+    # That a table was emptied is no row of it.
+    keyed = " AND change_op IS DISTINCT FROM 't'" if table.is_history else ""
+    nulls = int(table.row(f"SELECT count(*) FROM {quoted(table.key)} WHERE ({empty}){keyed}")[0])
     twice = f"SELECT {columns}, count(*) AS n FROM {quoted(table.key)} GROUP BY ALL HAVING n > 1"
     extra = int(table.row(f"SELECT coalesce(sum(n - 1), 0) FROM ({twice})")[0])
     problems = [f"has {nulls:,} rows with a null in their key ({', '.join(table.gate.key)})"] if nulls else []

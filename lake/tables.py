@@ -1,8 +1,9 @@
 """The lake: Delta tables by asset key.
 
 Errors: LakeError
-          ├─ MissingTableError   the table was never written
-          └─ UnusablePathError   Delta cannot find tables below a path such as this
+          ├─ MissingTableError      the table was never written
+          ├─ ConcurrentWriteError   another process wrote the same meanwhile: read what there is now, and try again
+          └─ UnusablePathError      Delta cannot find tables below a path such as this
 """
 
 from __future__ import annotations
@@ -18,11 +19,25 @@ from urllib.parse import unquote
 import duckdb
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError
 
 from catalog.keys import TABLE_LAYERS, Key
 from catalog.settings import UNUSABLE_IN_PATH
 
-__all__ = ["Lake", "LakeError", "MissingTableError", "UnusablePathError", "parquet_files", "quoted"]
+__all__ = [
+    "ConcurrentWriteError",
+    "Lake",
+    "LakeError",
+    "MissingTableError",
+    "UnusablePathError",
+    "parquet_files",
+    "quoted",
+]
+
+
+# Files below each size are joined when there are many of them: so a row is rewritten a few times only.
+_TIERS = (1 << 20, 16 << 20, 128 << 20)
+_MANY_FILES = 32
 
 
 class LakeError(RuntimeError):
@@ -31,6 +46,12 @@ class LakeError(RuntimeError):
 
 class MissingTableError(LakeError):
     """The table was never written."""
+
+
+class ConcurrentWriteError(LakeError):
+    """Another process committed offsets of the same ids, or other columns. Retryable: nothing was written."""
+
+    retryable = True
 
 
 class UnusablePathError(LakeError):
@@ -84,26 +105,48 @@ class Lake:
         """The log offset that was committed with the table's rows; 0 before the first commit."""
         return (self.table(key).transaction_version(app_id) or 0) if self.exists(key) else 0
 
-    def append(self, key: Key, rows: pa.Table, offsets: Mapping[str, int] | None = None) -> int:
-        """Append rows and, in the same transaction, log offsets by application id. Returns the new version."""
-        return self._write(key, rows, "append", offsets or {})
+    def append(
+        self, key: Key, rows: pa.Table, offsets: Mapping[str, int] | None = None, *, onto: DeltaTable | None = None
+    ) -> int:
+        """Append rows and, in the same transaction, log offsets by application id. Returns the new version.
+
+        `onto` is the table as it was read: it gets the columns of `rows` that it lacks, and is what was written then.
+        Raises ConcurrentWriteError when what was read of it (these offsets, its columns) is not so any more.
+        """
+        return self._write(key, rows, "append", offsets or {}, onto)
 
     def overwrite(self, key: Key, rows: pa.Table | pa.RecordBatchReader) -> int:
         """Replace the whole table atomically; readers of the old version are not disturbed. Returns the version."""
         return self._write(key, rows, "overwrite", {})
 
-    def _write(self, key: Key, rows: Any, mode: str, offsets: Mapping[str, int]) -> int:
+    def _write(self, key: Key, rows: Any, mode: str, offsets: Mapping[str, int], onto: DeltaTable | None = None) -> int:
         self.path(key).mkdir(parents=True, exist_ok=True)
         transactions = [Transaction(app, version) for app, version in offsets.items()]
-        write_deltalake(
-            str(self.path(key)),
-            rows,
-            mode=mode,  # type: ignore[call-overload]  # a str, not the Literal the stubs want
-            schema_mode="overwrite" if mode == "overwrite" else None,
-            commit_properties=CommitProperties(app_transactions=transactions) if transactions else None,
-        )
-        version = DeltaTable(str(self.path(key))).version()
-        return version
+        try:
+            write_deltalake(
+                onto or str(self.path(key)),
+                rows,
+                mode=mode,  # type: ignore[call-overload]  # a str, not the Literal the stubs want
+                schema_mode="overwrite" if mode == "overwrite" else "merge" if onto else None,
+                commit_properties=CommitProperties(app_transactions=transactions) if transactions else None,
+            )
+        except CommitFailedError as error:
+            raise ConcurrentWriteError(f"{key.dotted} was written to by another process meanwhile: {error}") from error
+        return int((onto or DeltaTable(str(self.path(key)))).version())
+
+    def compact(self, key: Key) -> int:
+        """Join small files where there are many of a size. Returns how many files it did away with.
+
+        What is read meanwhile is not disturbed, and old versions keep their files.
+        """
+        table, before = self.table(key), 0
+        sizes = pa.table(table.get_add_actions())["size_bytes"].to_pylist()
+        for target in _TIERS:
+            if sum(size < target for size in sizes) >= _MANY_FILES:
+                before = before or len(sizes)
+                table.optimize.compact(target_size=target)
+                sizes = pa.table(table.get_add_actions())["size_bytes"].to_pylist()
+        return before - len(sizes) if before else 0
 
     def schema(self, key: Key, version: int | None = None) -> pa.Schema:
         """The table's columns as Arrow types. Raises MissingTableError."""
@@ -117,11 +160,14 @@ class Lake:
         """A DuckDB table expression over the table's files; typed even when the table has none."""
         table = self.table(key, version)
         files = parquet_files(table)
-        if files:
+        if files and key.layer != "raw":
             return f"read_parquet({_sql_list(files)})"
         schema = pa.schema(table.schema().to_arrow())
         columns = ", ".join(f'NULL::{_duckdb_type(f.type)} AS "{f.name}"' for f in schema)
-        return f"(SELECT {columns} WHERE false)"
+        empty = f"SELECT {columns} WHERE false"
+        # A captured table gets columns while it lives: its older files lack them.
+        found = f" UNION ALL BY NAME FROM read_parquet({_sql_list(files)}, union_by_name = true)" if files else ""
+        return f"({empty}{found})"
 
     def connect(self, keys: Sequence[Key] | None = None) -> duckdb.DuckDBPyConnection:
         """A private in-memory DuckDB in which every table (or only `keys`) is a view named by its dotted key."""
@@ -170,11 +216,16 @@ _DUCKDB_TYPES = {
     "bool": "BOOLEAN",
     "timestamp[us]": "TIMESTAMP",
     "date32[day]": "DATE",
+    "binary": "BLOB",
 }
 
 
 def _duckdb_type(kind: pa.DataType) -> str:
     if known := _DUCKDB_TYPES.get(str(kind)):
         return known
+    if pa.types.is_list(kind):
+        return f"{_duckdb_type(kind.value_type)}[]"
+    if pa.types.is_decimal(kind):
+        return f"DECIMAL({kind.precision},{kind.scale})"
     described = duckdb.arrow(pa.table({"c": pa.array([], kind)})).types[0]
     return str(described)

@@ -1,10 +1,8 @@
-"""Lands the change log in the lake, exactly once: what fits its contract in the table, the rest in quarantine.
+"""Lands the change log in the lake: what fits its contract in the table, the rest in quarantine, and what came of it.
 
-The log offset is committed in the very Delta transaction that writes the rows, and a run starts where the table says
-that it stopped. Quarantine is written first, with an offset of its own: after a crash in between, the batch is read
-again and what is already in quarantine is left out. A batch may thus be cut anywhere, or differently the next time.
+How a batch lands exactly once is landing_batches' matter; how landing goes on for ever, landing_service's.
 
-Errors: LandingError
+Errors: LandingError (see landing_batches.py)
           ├─ LostLogError          the table was landed from a log that is longer than this one
           └─ ChangedColumnsError   the table has other columns than its source now declares
 """
@@ -12,19 +10,26 @@ Errors: LandingError
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from catalog import keys
 from catalog.keys import Key
 from catalog.spec import Source
 from lake.tables import Lake, quoted
-from streaming.contract import FOUND, QUARANTINE_SCHEMA, Checked, Contract, Field, check
-from streaming.locks import exclusive
-from streaming.log import ChangeLog, TopicPartition, next_offset
+from streaming.contract import FOUND, Contract, Field
+from streaming.landing_batches import (
+    ChangedColumnsError,
+    LandingError,
+    LostLogError,
+    PartitionLanding,
+    SchemaChange,
+    Step,
+    make_tables,
+)
+from streaming.landing_schemas import Schemas, land_schemas
+from streaming.log import ChangeLog, TopicPartition
+from streaming.log_writer import RetryableLogError
 
 __all__ = [
     "ChangedColumnsError",
@@ -32,6 +37,9 @@ __all__ = [
     "LandingError",
     "LandingReport",
     "LostLogError",
+    "SchemaChange",
+    "Total",
+    "contract_of",
     "land",
     "land_served",
     "landed_health",
@@ -51,25 +59,14 @@ _SERVED_FIELDS = (
 )
 
 
-class LandingError(RuntimeError):
-    """Landing refused."""
-
-
-class LostLogError(LandingError):
-    """The table was landed from a log that is longer than this one: the two do not belong together."""
-
-
-class ChangedColumnsError(LandingError):
-    """The table has other columns than its source now declares. To cast between them could change values silently."""
-
-
 @dataclass(frozen=True)
 class LandingReport:
     """What one run of landing did to the table `key`.
 
-    `read` = `landed` + `quarantined` + `tombstones` (keys without a value, which carry nothing to land). `reasons`
-    counts quarantined records by problem; `null_shares` is the share of null or missing by column, 0 to 1, over what
-    was read. `version` is the table's Delta version.
+    `read` = `landed` + `quarantined` + `repeated` (a connector that was killed sent them again) + `tombstones` (keys
+    without a value, which carry nothing to land). `reasons` counts quarantined records by problem; `null_shares` is the
+    share of null or missing by column, 0 to 1, over what was landed or quarantined. `version` is the table's Delta
+    version. `schema_changes` are the versions of the captured table's columns that came into force.
     """
 
     key: Key
@@ -81,6 +78,8 @@ class LandingReport:
     version: int
     reasons: Mapping[str, int] = field(default_factory=dict)
     null_shares: Mapping[str, float] = field(default_factory=dict)
+    repeated: int = 0
+    schema_changes: tuple[SchemaChange, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,8 @@ def land(source: Source, log: ChangeLog, lake: Lake, batch_rows: int) -> Landing
 
     Raises LostLogError, ChangedColumnsError.
     """
-    return _land(contract_of(source), log, lake, batch_rows)
+    land_schemas(source.system, log, lake)
+    return _land(contract_of(source), log, lake, batch_rows, Schemas(source, log))
 
 
 def land_served(model_name: str, log: ChangeLog, lake: Lake, batch_rows: int = 100_000) -> LandingReport:
@@ -126,6 +126,7 @@ def contract_of(source: Source) -> Contract:
         table=keys.raw(source.system, source.table),
         quarantine=keys.quarantine(source.system, source.table),
         fields=tuple(Field(c.name, c.type, c.nullable, c.name in source.gate.key) for c in source.columns),
+        keyed=not source.keyless,
     )
 
 
@@ -151,92 +152,62 @@ def landed_health(source: Source, lake: Lake, last: int | None = None) -> Landed
     return LandedHealth(contract.table, landed, sum(reasons.values()), reasons)
 
 
-def _land(contract: Contract, log: ChangeLog, lake: Lake, batch_rows: int) -> LandingReport:
-    with exclusive(lake.root / ".locks" / f"{contract.table.dotted}.lock"):
-        sources = log.partitions(contract.topic)
-        _create(contract, sources, lake)
-        total = _Total()
-        for source in sources:
-            for checked, read in _land_partition(contract, source, log, lake, batch_rows):
-                total.add(checked, read)
-        return total.report(contract.table, lake)
+def _land(
+    contract: Contract, log: ChangeLog, lake: Lake, batch_rows: int, schemas: Schemas | None = None
+) -> LandingReport:
+    sources = log.partitions(contract.topic)
+    make_tables(contract, sources, lake)
+    total = Total()
+    for source in sources:
+        landing = PartitionLanding(contract, source, log, lake, schemas)
+        while (step := landing.step(batch_rows)) is not None:
+            total.add(step)
+        _commit(log, source, landing.offset)
+    if total.batches:
+        lake.compact(contract.table)
+    return total.report(contract.table, lake)
 
 
-def _create(contract: Contract, sources: Sequence[TopicPartition], lake: Lake) -> None:
-    """Both tables exist from the first run on, empty if need be: a gate can then say that they are."""
-    for key, schema in ((contract.quarantine, QUARANTINE_SCHEMA), (contract.table, contract.schema)):
-        if not lake.exists(key):
-            lake.append(key, schema.empty_table())
-    differences = _differences(contract, lake)
-    if not differences:
+def _commit(log: ChangeLog, source: TopicPartition, offset: int) -> None:
+    """The lake holds the truth; the log's own commit is for whoever asks it for the lag."""
+    try:
+        log.commit(GROUP, {source: offset})
+    except RetryableLogError:
+        # While `headwater land` runs, only its members may commit, and do. A broker that is away is away for the next
+        # read too.
         return
-    if any(lake.offset(contract.table, str(source)) for source in sources) or lake.rows(contract.table):
-        raise ChangedColumnsError(
-            f"{contract.table.dotted} has other columns than its source declares: {'; '.join(differences)}. What has "
-            "landed is not rewritten: declare the columns as they were, or set HEADWATER_HOME to a new directory"
-        )
-    lake.overwrite(contract.table, contract.schema.empty_table())
-
-
-def _differences(contract: Contract, lake: Lake) -> list[str]:
-    found = {f.name: str(f.type) for f in lake.schema(contract.table)}
-    declared = {f.name: str(f.type) for f in contract.schema}
-    return [
-        f"{name}: found {found.get(name, 'no such column')}, declared is {declared.get(name, 'none')}"
-        for name in dict.fromkeys([*declared, *found])
-        if found.get(name) != declared.get(name)
-    ]
-
-
-def _land_partition(
-    contract: Contract, source: TopicPartition, log: ChangeLog, lake: Lake, batch_rows: int
-) -> Iterator[tuple[Checked, int]]:
-    offset, quarantined = lake.offset(contract.table, str(source)), lake.offset(contract.quarantine, str(source))
-    while (records := _read(log, source, offset, batch_rows, contract.table)).num_rows:
-        offset = next_offset(records, offset)
-        checked = check(contract, source.partition, records)
-        rejected = checked.quarantined.filter(pc.greater_equal(checked.quarantined["log_offset"], quarantined))
-        if rejected.num_rows:
-            lake.append(contract.quarantine, rejected, {str(source): offset})
-        lake.append(contract.table, checked.landed, {str(source): offset})
-        yield checked, records.num_rows
-    # The lake holds the truth; the log's own commit is for whoever asks it for the lag.
-    log.commit(GROUP, {source: offset})
-
-
-def _read(log: ChangeLog, source: TopicPartition, offset: int, batch_rows: int, table: Key) -> pa.Table:
-    end = log.end(source)
-    if offset > end:
-        raise LostLogError(
-            f"{table.dotted} was landed up to offset {offset} of {source}, but that log ends at {end}: the two do not "
-            "belong together. Set HEADWATER_HOME to a new directory, or bring the log back"
-        )
-    return log.read(source, offset, batch_rows)
 
 
 @dataclass
-class _Total:
+class Total:
     """Sums over the batches of one run."""
 
     read: int = 0
     landed: int = 0
     quarantined: int = 0
     tombstones: int = 0
+    repeated: int = 0
     batches: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     nulls: Counter[str] = field(default_factory=Counter)
+    changes: dict[int, SchemaChange] = field(default_factory=dict)
 
-    def add(self, checked: Checked, read: int) -> None:
-        self.read += read
+    def add(self, step: Step) -> None:
+        """Add what one batch came to."""
+        checked = step.checked
+        self.read += step.read
         self.landed += checked.landed.num_rows
         self.quarantined += checked.quarantined.num_rows
         self.tombstones += checked.tombstones
+        self.repeated += checked.repeated
         self.batches += 1
         self.reasons.update(checked.reasons)
         self.nulls.update(checked.nulls)
+        self.changes |= {change.version: change for change in step.changes}
 
     def report(self, key: Key, lake: Lake) -> LandingReport:
-        rows = max(self.read - self.tombstones, 1)
+        """The sums, with the table's version now."""
+        rows = max(self.landed + self.quarantined, 1)
         return LandingReport(
             key=key,
             read=self.read,
@@ -247,4 +218,6 @@ class _Total:
             version=lake.table(key).version(),
             reasons=dict(self.reasons),
             null_shares={name: count / rows for name, count in self.nulls.items()},
+            repeated=self.repeated,
+            schema_changes=tuple(self.changes[version] for version in sorted(self.changes)),
         )

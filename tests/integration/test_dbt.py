@@ -21,12 +21,13 @@ import pyarrow as pa
 import pytest
 
 from catalog import keys
+from catalog.column_types import parse_type
 from catalog.keys import Key
 from catalog.load import load_catalog
 from catalog.settings import CATALOG_DIR
 from lake import Lake
 from lake.gates import evaluate_gate
-from lake.schema import DBT_PROJECT_DIR, HISTORY_COLUMNS, SQL_TYPES, dbt_columns
+from lake.schema import DBT_PROJECT_DIR, HISTORY_COLUMNS, arrow_type, dbt_columns
 from lake.warehouse import dbt_args, dbt_environment, publish, refresh_sources
 
 # Great Expectations and dbt import modules that Python deprecates.
@@ -92,8 +93,9 @@ def retail(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 def _land_retail(lake: Lake) -> None:
     """Each line an insert at its own instant; orders, customers and products as their last state."""
-    history = """'c' AS change_op, row_number() OVER (ORDER BY t) AS source_position, 1::BIGINT AS tx_id, t AS event_at,
-        t AS landed_at, 0::BIGINT AS log_partition, row_number() OVER (ORDER BY t) - 1 AS log_offset"""
+    history = """'c' AS change_op, 1::BIGINT AS source_epoch, row_number() OVER (ORDER BY t) AS source_position,
+        0::BIGINT AS source_order, 1::BIGINT AS tx_id, t AS event_at, t AS landed_at, 0::BIGINT AS log_partition,
+        row_number() OVER (ORDER BY t) - 1 AS log_offset"""
     with duckdb.connect() as db:
         db.execute(f"""
             CREATE TABLE line AS
@@ -199,14 +201,14 @@ class History:
     def add(self, op: str, landed: float, position: int | None = None, **row: Any) -> None:
         place = len(self.changes)
         self.changes.append(
-            {**row, "change_op": op, "source_position": place if position is None else position, "tx_id": None,
-             "event_at": at(landed), "landed_at": at(landed), "log_partition": 0, "log_offset": place}
+            {**row, "change_op": op, "source_epoch": 1, "source_position": place if position is None else position,
+             "source_order": 0, "tx_id": None, "event_at": at(landed),
+             "landed_at": at(landed), "log_partition": 0, "log_offset": place}
         )  # fmt: skip
 
     def land(self, lake: Lake) -> None:
         source = next(s for s in SOURCES if s.table == self.table)
-        arrow = {"VARCHAR": pa.string(), "BIGINT": pa.int64(), "DOUBLE": pa.float64(), "TIMESTAMP": pa.timestamp("us")}
-        fields = [(c.name, arrow[SQL_TYPES[c.type]]) for c in (*source.columns, *HISTORY_COLUMNS)]
+        fields = [(c.name, arrow_type(parse_type(c.type))) for c in (*source.columns, *HISTORY_COLUMNS)]
         lake.append(keys.raw("shop", self.table), pa.Table.from_pylist(self.changes, pa.schema(fields)))
 
 

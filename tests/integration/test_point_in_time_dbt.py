@@ -72,7 +72,8 @@ def land(lake: Lake, table: str, changes: list[Change]) -> None:
     source = load_catalog(DBT_PROJECT_DIR.parent / "catalog").source(table)
     ordered = sorted(changes, key=lambda c: c["landed_at"])
     for offset, change in enumerate(ordered):
-        change |= {"source_position": offset + 1, "tx_id": offset, "log_partition": 0, "log_offset": offset}
+        change |= {"source_epoch": 1, "source_position": offset + 1, "source_order": 0}
+        change |= {"tx_id": offset, "log_partition": 0, "log_offset": offset}
     columns = (*source.columns, *HISTORY_COLUMNS)
     lake.append(
         keys.raw("shop", table),

@@ -78,7 +78,9 @@ def raw_rows(count: int = 10, first_offset: int = 0) -> pa.Table:
     at = pa.array([NOW] * count, pa.timestamp("us"))
     history: dict[str, pa.Array] = {
         "change_op": pa.array(["c"] * count),
+        "source_epoch": offsets,
         "source_position": offsets,
+        "source_order": offsets,
         "tx_id": offsets,
         "event_at": at,
         "landed_at": at,

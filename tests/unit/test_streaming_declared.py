@@ -109,7 +109,11 @@ CHANNEL = Column(name="channel", type="string", description="By which way.")
 @pytest.mark.parametrize(
     ("columns", "without", "found"),
     [
-        ((CHANNEL,), "", "channel: found no such column, declared is string"),
+        (
+            (CHANNEL.model_copy(update={"nullable": False}),),
+            "",
+            "channel: found no such column, declared is string",
+        ),
         ((), "weighed", "weighed: found bool, declared is none"),
         (
             (Column(name="refund_gbp", type="int64", description="Whole pounds."),),
@@ -130,6 +134,16 @@ def test_what_has_landed_is_not_cast_to_what_is_declared_now(
         land(changed(returns, *columns, without=without), log, lake, 10)
     assert lake.read(RAW).equals(before)
     assert land(returns, log, lake, 10).landed == 1
+
+
+def test_a_column_that_is_declared_later_is_null_in_what_had_landed(
+    log: SqliteLog, lake: Lake, returns: Source
+) -> None:
+    append(log, ROW)
+    land(returns, log, lake, 10)
+    append(log, ROW | {"channel": "web"})
+    land(changed(returns, CHANNEL), log, lake, 10)
+    assert sorted(lake.read(RAW, ["channel"])["channel"].to_pylist(), key=str) == [None, "web"]
 
 
 def test_columns_in_another_order_are_the_same_columns(log: SqliteLog, lake: Lake, returns: Source) -> None:

@@ -39,7 +39,9 @@ LANDED = {
     **ROW,
     "invoiced_at": T0,
     "change_op": "c",
+    "source_epoch": 1,
     "source_position": 11,
+    "source_order": 0,
     "tx_id": 4,
     "event_at": T0,
     "landed_at": T0 + timedelta(minutes=5),
@@ -149,11 +151,11 @@ def test_what_lands(log: SqliteLog, lake: Lake, source: Source, value: Any, land
     [
         ("", "value: not a JSON object, found "),
         ("{not json", "value: not a JSON object, found {not json"),
-        ("[1, 2]", "op: not one of c, u, d, r, found none"),
-        ('"text"', "op: not one of c, u, d, r, found none"),
-        (envelope(op="t"), "op: not one of c, u, d, r, found t"),
-        (envelope(op=...), "op: not one of c, u, d, r, found none"),
-        (envelope(op=7), "op: not one of c, u, d, r, found 7"),
+        ("[1, 2]", "op: not one of c, u, d, r, t, found none"),
+        ('"text"', "op: not one of c, u, d, r, t, found none"),
+        (envelope(op="m"), "op: not one of c, u, d, r, t, found m"),
+        (envelope(op=...), "op: not one of c, u, d, r, t, found none"),
+        (envelope(op=7), "op: not one of c, u, d, r, t, found 7"),
         (envelope(after=None), "after: missing or null (before, for a delete)"),
         (envelope(after=...), "after: missing or null (before, for a delete)"),
         (envelope(op="d"), "after: missing or null (before, for a delete)"),
@@ -294,16 +296,16 @@ class DyingLake(Lake):
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
-    def append(self, key: Key, rows: pa.Table, offsets: Mapping[str, int] | None = None) -> int:
+    def append(self, key: Key, rows: pa.Table, offsets: Mapping[str, int] | None = None, **how: Any) -> int:
         self.writes += 1
         if self.writes == self.dies_at and self.before:
             raise Crash
         if self.offsets_first and offsets:
-            super().append(key, rows.slice(0, 0), offsets)
+            super().append(key, rows.slice(0, 0), offsets, **how)
             if self.writes == self.dies_at:
                 raise Crash
-            return super().append(key, rows)
-        version = super().append(key, rows, offsets)
+            return super().append(key, rows, **how)
+        version = super().append(key, rows, offsets, **how)
         if self.writes == self.dies_at:
             raise Crash
         return version

@@ -12,7 +12,7 @@ with history as (
         landed_at as created_timestamp,
         row_number() over (
             partition by customer_id, event_at, landed_at
-            order by source_position desc, log_partition desc, log_offset desc
+            order by source_epoch desc, source_position desc, source_order desc, log_partition desc, log_offset desc
         ) as recency
     from {{ source('raw_shop', 'customers') }}
     where customer_id is not null

@@ -1,0 +1,262 @@
+"""Lands one topic partition batch by batch, exactly once.
+
+The log offset is committed in the very Delta transaction that writes the rows, together with the place of the last
+change, and a batch starts where the table says that the one before stopped. Quarantine is written first, with an offset
+of its own: after a crash in between, the batch is read again and what is already in quarantine is left out. A batch may
+thus be cut anywhere, or differently the next time. Of two processes that land the same batch one is refused by Delta,
+which has each offset of a partition only once, and goes on behind the other.
+
+Errors: LandingError
+          ├─ LostLogError          the table was landed from a log that is longer than this one
+          └─ ChangedColumnsError   the table has other columns than its source now declares
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+
+from catalog.keys import Key
+from lake.tables import ConcurrentWriteError, Lake
+from streaming.contract import QUARANTINE_SCHEMA, Checked, Contract, check
+from streaming.landing_order import Place
+from streaming.landing_schemas import Schemas, was_added
+from streaming.landing_unchanged import Unchanged
+from streaming.locks import exclusive
+from streaming.log import ChangeLog, TopicPartition, next_offset
+
+__all__ = [
+    "ChangedColumnsError",
+    "LandingError",
+    "LostLogError",
+    "PartitionLanding",
+    "SchemaChange",
+    "Step",
+    "make_tables",
+]
+
+# Of two that land the same one always gets through, and few share a table.
+_ATTEMPTS = 20
+
+
+class LandingError(RuntimeError):
+    """Landing refused."""
+
+
+class LostLogError(LandingError):
+    """The table was landed from a log that is longer than this one: the two do not belong together."""
+
+
+class ChangedColumnsError(LandingError):
+    """The table has other columns than its source now declares. To cast between them could change values silently."""
+
+
+@dataclass(frozen=True)
+class SchemaChange:
+    """A version of a captured table's columns that came into force: what changed, from where in the source's history.
+
+    `added` columns are in the table from here on; `refused` says why rows of this version cannot land, if so.
+    """
+
+    version: int
+    epoch: int
+    position: int
+    changed: tuple[str, ...]
+    added: tuple[str, ...] = ()
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch that is in the lake: `read` records up to offset `until`."""
+
+    read: int
+    until: int
+    checked: Checked
+    changes: tuple[SchemaChange, ...]
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """How far a topic partition has landed: the next offset, the last change's place, the last schema version."""
+
+    offset: int
+    place: Place | None
+    version: int
+
+    @classmethod
+    def read(cls, table: DeltaTable, source: TopicPartition) -> _Mark:
+        offset, epoch, commit, order, version = (table.transaction_version(name) for name in _names(source))
+        place = None if epoch is None or commit is None or order is None else Place(epoch, commit, order)
+        return cls(offset or 0, place, version or 0)
+
+    def transactions(self, source: TopicPartition) -> Mapping[str, int]:
+        """As application ids of a Delta transaction, which hold an integer each."""
+        values = (self.offset, *(self.place or (None, None, None)), self.version or None)
+        return {name: value for name, value in zip(_names(source), values, strict=True) if value is not None}
+
+
+def _names(source: TopicPartition) -> tuple[str, ...]:
+    return (str(source), *(f"{source}/{part}" for part in ("epoch", "commit", "order", "schema")))
+
+
+class PartitionLanding:
+    """Lands one topic partition. Belongs to one thread; any number of processes may land the same."""
+
+    def __init__(
+        self, contract: Contract, source: TopicPartition, log: ChangeLog, lake: Lake, schemas: Schemas | None = None
+    ) -> None:
+        """Both tables have to exist (see make_tables). Without `schemas` records are taken as they were declared."""
+        self.source = source
+        self._declared = contract
+        self._log = log
+        self._lake = lake
+        self._schemas = schemas
+        self._tables: tuple[DeltaTable, DeltaTable] | None = None
+        self._contract: tuple[frozenset[int], Contract] | None = None
+
+    @property
+    def offset(self) -> int:
+        """The next offset to land."""
+        return self._mark.offset
+
+    def step(self, max_rows: int) -> Step | None:
+        """Land up to `max_rows` records; None when there are none.
+
+        Raises LogError, LostLogError; ConcurrentWriteError when others were always faster.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._step(max_rows)
+            except ConcurrentWriteError:
+                self._tables = self._contract = None
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        raise AssertionError  # the loop has returned or raised
+
+    def forget(self) -> None:
+        """Look again what is in the lake: somebody else may have landed."""
+        self._tables = None
+
+    def _step(self, max_rows: int) -> Step | None:
+        mark = self._mark
+        records = self._read(mark.offset, max_rows)
+        if not records.num_rows:
+            return None
+        until = next_offset(records, mark.offset)
+        contract, checked = self._check(records, mark)
+        table, held = self._open()
+        rejected = checked.quarantined
+        quarantined = held.transaction_version(str(self.source)) or 0
+        rejected = rejected.filter(pc.greater_equal(rejected["log_offset"], quarantined))
+        if rejected.num_rows:
+            self._lake.append(contract.quarantine, rejected, {str(self.source): until}, onto=held)
+        changes = self._changes(contract, checked.versions, table)
+        after = _Mark(until, checked.watermark, max([mark.version, *checked.versions]))
+        self._lake.append(contract.table, checked.landed, after.transactions(self.source), onto=table)
+        return Step(records.num_rows, until, checked, changes)
+
+    def _open(self) -> tuple[DeltaTable, DeltaTable]:
+        if self._tables is None:
+            self._tables = self._lake.table(self._declared.table), self._lake.table(self._declared.quarantine)
+        return self._tables
+
+    @property
+    def _mark(self) -> _Mark:
+        return _Mark.read(self._open()[0], self.source)
+
+    def _read(self, offset: int, max_rows: int) -> pa.Table:
+        end = self._log.end(self.source)
+        if offset > end:
+            raise LostLogError(
+                f"{self._declared.table.dotted} was landed up to offset {offset} of {self.source}, but that log ends "
+                f"at {end}: the two do not belong together. Set HEADWATER_HOME to a new directory, or bring the log "
+                "back"
+            )
+        return self._log.read(self.source, offset, max_rows)
+
+    def _check(self, records: pa.Table, mark: _Mark) -> tuple[Contract, Checked]:
+        """Check with the contract of the last batch, and again if the records name other versions of the schema."""
+        versions, contract = self._contract or (frozenset(), self._contract_of(frozenset()))
+        checked = self._checked(contract, records, mark)
+        if checked.versions <= versions:
+            return contract, checked
+        versions = checked.versions
+        contract = self._contract_of(versions)
+        self._contract = versions, contract
+        return contract, self._checked(contract, records, mark)
+
+    def _contract_of(self, versions: frozenset[int]) -> Contract:
+        if self._schemas is None:
+            return self._declared
+        return self._schemas.contract(self._declared, versions, pa.schema(self._open()[0].schema().to_arrow()))
+
+    def _checked(self, contract: Contract, records: pa.Table, mark: _Mark) -> Checked:
+        begin = records["offset"][0].as_py()
+        unchanged = Unchanged(
+            self._lake, contract.table, contract.quarantine, contract.fields, self.source.partition, begin
+        )
+        return check(contract, self.source.partition, records, mark.place, unchanged.fill)
+
+    def _changes(self, contract: Contract, versions: frozenset[int], table: DeltaTable) -> tuple[SchemaChange, ...]:
+        """The versions that no partition of the topic has landed before; of the first one there is nothing to say."""
+        if self._schemas is None or not versions:
+            return ()
+        partitions = self._log.partitions(self.source.topic)
+        known = max(_Mark.read(table, partition).version for partition in partitions)
+        there = {field.name for field in table.schema().fields}
+        added = {field.name for field in contract.fields if field.name not in there}
+        return tuple(
+            SchemaChange(
+                version.number,
+                version.epoch,
+                version.position,
+                version.changed,
+                tuple(column.name for column in version.schema.columns if column.name in added),
+                contract.misfits.get(version.number),
+            )
+            for version in self._schemas.versions(versions)
+            if version.number > max(known, 1) or (version.number > known and version.number in contract.misfits)
+        )
+
+
+def make_tables(contract: Contract, sources: Sequence[TopicPartition], lake: Lake) -> None:
+    """Both tables exist from the first run on, empty if need be: a gate can then say that they are.
+
+    Raises ChangedColumnsError.
+    """
+    with exclusive(lake.root / ".locks" / f"{contract.table.dotted}.lock"):
+        for key, schema in ((contract.quarantine, QUARANTINE_SCHEMA), (contract.table, contract.schema)):
+            if not lake.exists(key):
+                lake.append(key, schema.empty_table())
+        differences = _differences(contract, lake)
+        if not differences:
+            return
+        if _has_landed(contract.table, sources, lake):
+            raise ChangedColumnsError(
+                f"{contract.table.dotted} has other columns than its source declares: {'; '.join(differences)}. What "
+                "has landed is not rewritten: declare the columns as they were, or set HEADWATER_HOME to a new "
+                "directory"
+            )
+        lake.overwrite(contract.table, contract.schema.empty_table())
+
+
+def _has_landed(table: Key, sources: Sequence[TopicPartition], lake: Lake) -> bool:
+    return any(lake.offset(table, str(source)) for source in sources) or lake.rows(table) > 0
+
+
+def _differences(contract: Contract, lake: Lake) -> list[str]:
+    """What cannot be reconciled by adding a column that may be null, or was added so."""
+    schema = lake.schema(contract.table)
+    found, declared = {f.name: str(f.type) for f in schema}, {f.name: str(f.type) for f in contract.schema}
+    optional = {f.name for f in contract.fields if f.nullable}
+    fine = {name for name in optional if name not in found} | {f.name for f in schema if was_added(f)} - declared.keys()
+    return [
+        f"{name}: found {found.get(name, 'no such column')}, declared is {declared.get(name, 'none')}"
+        for name in dict.fromkeys([*declared, *found])
+        if found.get(name) != declared.get(name) and name not in fine
+    ]

@@ -1,0 +1,316 @@
+"""Landing what a connector sends: every type, changes sent again, tables emptied, values not sent, new columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from catalog import keys
+from catalog.spec import Column, Gate, Source
+from lake.query import query
+from lake.tables import Lake
+from streaming.capture.tables import CapturedColumn, SchemaHistory, TableSchema, schemas_topic
+from streaming.change import SNAPSHOT_ORDER, UNAVAILABLE
+from streaming.landing import LandingReport, land
+from streaming.landing_order import Place, repeated
+from streaming.sqlite_log import SqliteLog
+from streaming.sqlite_writer import SqliteWriter
+
+TOPIC = "cdc.shop.things"
+RAW, QUARANTINE = keys.raw("shop", "things"), keys.quarantine("shop", "things")
+US = 1_700_000_000_000_000
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[SqliteLog]:
+    with SqliteLog(tmp_path / "log.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(tmp_path / "lake")
+
+
+def source(*columns: tuple[str, str]) -> Source:
+    declared = [Column(name="id", type="int64", description="The key.", nullable=False)]
+    declared += [Column(name=name, type=kind, description="A value.") for name, kind in columns]
+    return Source(
+        system="shop",
+        table="things",
+        description="Things of every kind.",
+        owner="team:data",
+        domain="sales",
+        columns=tuple(declared),
+        gate=Gate(key=("id",), event_time="id", freshness_days=1.0),
+    )
+
+
+def change(
+    op: str, key: int | None, commit: int, order: int = 1, *, epoch: int = 1, schema: int = 0, **row: Any
+) -> Any:
+    """A record as streaming.capture.sink writes it."""
+    image = None if op == "t" else {"id": key, **row}
+    placed = {"epoch": epoch, "commit": commit, "order": order} | ({"schema": schema} if schema else {})
+    return {
+        "before": image if op == "d" else None,
+        "after": None if op == "d" else image,
+        "source": {"ts_us": US, "headwater": placed},
+        "op": op,
+        "key": None if op == "t" else json.dumps({"id": key}),
+    }
+
+
+def append(log: SqliteLog, *changes: Any) -> None:
+    texts = [json.dumps({name: part for name, part in each.items() if name != "key"}) for each in changes]
+    found = [each["key"] for each in changes]
+    log.append(
+        {TOPIC: pa.table({"key": pa.array(found, pa.string()), "value": texts, "timestamp_us": [US] * len(texts)})}
+    )
+
+
+def landed(lake: Lake, *columns: str) -> list[tuple[Any, ...]]:
+    rows = lake.read(RAW, [*columns, "log_offset"]).sort_by("log_offset").to_pylist()
+    return [tuple(row[column] for column in columns) for row in rows]
+
+
+def reasons(lake: Lake) -> list[str]:
+    return [row["reason"] for row in lake.read(QUARANTINE).sort_by("log_offset").to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent", "kept"),
+    [
+        (
+            "decimal(38,18)",
+            "12345678901234567890.123456789012345678",
+            Decimal("12345678901234567890.123456789012345678"),
+        ),
+        ("decimal(20,0)", 2**64 - 1, Decimal(2**64 - 1)),
+        ("decimal(10,2)", "-0.50", Decimal("-0.50")),
+        ("decimal(10,2)", "0.500", Decimal("0.50")),
+        ("date", 19_000, date(2022, 1, 8)),
+        ("date", -719_162, date(1, 1, 1)),
+        ("time", 86_400_000_000, 86_400_000_000),
+        ("timestamp", 1, datetime(1970, 1, 1, 0, 0, 0, 1)),
+        ("timestamp", "2024-01-02T03:04:05.123456Z", datetime(2024, 1, 2, 3, 4, 5, 123_456)),
+        ("binary", "AAH/", b"\x00\x01\xff"),
+        ("binary", "", b""),
+        ("json", '{"a": [1, null]}', '{"a": [1, null]}'),
+        ("json", {"wkb": "AA==", "srid": None}, '{"wkb":"AA==","srid":null}'),
+        ("float64", "-Infinity", float("-inf")),
+        ("bool", True, True),
+        ("list<int64>", [1, None], [1, None]),
+        ("list<decimal(5,2)>", ["1.25"], [Decimal("1.25")]),
+        ("list<list<string>>", [["a"], []], [["a"], []]),
+        ("list<timestamp>", ["2024-01-01T00:00:00Z"], [datetime(2024, 1, 1)]),
+        ("string", 'a"\\\n\u00e9', 'a"\\\n\u00e9'),
+    ],
+)
+def test_every_type_lands_as_it_was(log: SqliteLog, lake: Lake, kind: str, sent: Any, kept: Any) -> None:
+    append(log, change("c", 1, 1, v=sent), change("c", 2, 2, v=None))
+    assert land(source(("v", kind)), log, lake, 10).reasons == {}
+    assert landed(lake, "v") == [(kept,), (None,)]
+    assert query(lake, "SELECT v FROM raw.shop.things").num_rows == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        ("decimal(10,2)", "NaN"),
+        ("decimal(10,2)", "0.505"),
+        ("decimal(4,2)", "100.00"),
+        ("date", "infinity"),
+        ("date", "0000-00-00"),
+        ("date", "2024-02-30"),
+        ("date", -800_000),
+        ("timestamp", "-infinity"),
+        ("timestamp", "0044-03-15 00:00:00 BC"),
+        ("timestamp", "0000-00-00 00:00:00"),
+        ("time", "838:59:59"),
+        ("binary", "%"),
+        ("json", "not json"),
+        ("list<int64>", "[0:1]={1,2}"),
+        ("list<int64>", [[1], [2]]),
+        ("list<int64>", [1, "x"]),
+        ("string", {"invalid": "/w=="}),
+    ],
+)
+def test_what_is_not_of_the_type_is_quarantined_with_its_text(log: SqliteLog, lake: Lake, kind: str, sent: Any) -> None:
+    append(log, change("c", 1, 1, v=sent))
+    land(source(("v", kind)), log, lake, 10)
+    assert landed(lake, "id") == []
+    text = json.dumps(sent, separators=(",", ":"))
+    assert reasons(lake) == [f"v: not {'an' if kind == 'int64' else 'a'} {kind}, found {text}"]
+
+
+def test_changes_that_were_sent_again_land_once(log: SqliteLog, lake: Lake) -> None:
+    first = [change("c", 1, 10, 1), change("c", 2, 10, 2), change("c", 3, 11, 1)]
+    append(log, *first, *first[1:], change("c", 4, 11, 2))
+    report = land(source(), log, lake, 2)  # across batches too
+    assert (report.read, report.landed, report.repeated) == (6, 4, 2)
+    append(log, first[0], change("c", 5, 3, epoch=2))
+    report = land(source(), log, lake, 10)
+    assert (report.landed, report.repeated) == (1, 1)
+    assert landed(lake, "id", "source_epoch", "source_position", "source_order")[-2:] == [(4, 1, 11, 2), (5, 2, 3, 1)]
+
+
+def test_a_broken_change_that_was_sent_again_is_quarantined_once(log: SqliteLog, lake: Lake) -> None:
+    broken = change("c", 1, 10, v="x")
+    append(log, broken, broken)
+    assert land(source(("v", "int64")), log, lake, 1).repeated == 1
+    assert len(reasons(lake)) == 1
+
+
+def test_a_dead_letter_that_was_put_through_again_lands(log: SqliteLog, lake: Lake) -> None:
+    letter = change("u", 1, 4, v=4)
+    letter["source"]["headwater"] = {"replayed": "a-letter", **letter["source"]["headwater"]}
+    append(log, change("c", 1, 3, v=3), change("u", 2, 9, v=9), letter, change("u", 2, 9, v=9))
+    report = land(source(("v", "int64")), log, lake, 10)
+    assert (report.landed, report.repeated) == (3, 1)
+
+
+def test_rows_of_snapshots_are_never_taken_for_repeated(log: SqliteLog, lake: Lake) -> None:
+    append(
+        log,
+        change("c", 1, 10),
+        change("t", None, 5, SNAPSHOT_ORDER),
+        change("r", 1, 5, SNAPSHOT_ORDER),
+        change("r", 1, 5, SNAPSHOT_ORDER),
+        change("u", 1, 11),
+    )
+    report = land(source(), log, lake, 10)
+    assert (report.landed, report.repeated) == (5, 0)
+    assert landed(lake, "change_op", "id") == [("c", 1), ("t", None), ("r", 1), ("r", 1), ("u", 1)]
+
+
+@pytest.mark.parametrize(
+    ("places", "mark", "again", "after"),
+    [
+        ([(1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1)], None, [], (2, 1, 1)),
+        ([(1, 1, 1)], (1, 1, 1), [0], (1, 1, 1)),
+        ([(1, 1, 1), (1, 1, 2)], (1, 1, 1), [0], (1, 1, 2)),
+        ([(1, 5, 1), (1, 4, 9), (1, 5, 1), (1, 5, 2)], None, [1, 2], (1, 5, 2)),
+        ([(1, 2**62, 2), (1, 2**62, 1)], (1, 3, 3), [1], (1, 2**62, 2)),
+        ([], (1, 1, 1), [], (1, 1, 1)),
+    ],
+)
+def test_what_is_repeated(places: list[Any], mark: Any, again: list[int], after: Any) -> None:
+    columns = {name: [place[n] for place in places] for n, name in enumerate(("epoch", "position", "ordinal"))}
+    table = pa.table({"log_offset": range(len(places)), **columns}).cast(
+        pa.schema([(name, pa.int64()) for name in ("log_offset", "epoch", "position", "ordinal")])
+    )
+    found, watermark = repeated(table, mark and Place(*mark))
+    assert (found["log_offset"].to_pylist(), watermark) == (again, after)
+
+
+def toast(log: SqliteLog) -> None:
+    append(
+        log,
+        change("c", 1, 1, big="long", n=1),
+        change("c", 2, 1, 2, big="other", n=1),
+        change("u", 1, 2, big=UNAVAILABLE, n=2),
+        change("u", 1, 3, big=UNAVAILABLE, n=3),
+        change("u", 2, 4, big=UNAVAILABLE, n="broken"),
+        change("u", 2, 5, big=UNAVAILABLE, n=5),
+        change("u", 3, 6, big=UNAVAILABLE, n=6),
+        change("u", 2, 7, big="sent", n=7),
+        change("u", 2, 8, big=UNAVAILABLE, n=8),
+        change("u", 1, 9, big=None, n=9),
+        change("u", 1, 10, big=UNAVAILABLE, n=10),
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 20])
+def test_a_value_that_was_not_sent_is_the_one_before(log: SqliteLog, lake: Lake, batch: int) -> None:
+    """However batches are cut: the value of the same row's change before; where that did not land, none."""
+    toast(log)
+    land(source(("big", "string"), ("n", "int64")), log, lake, batch)
+    assert landed(lake, "id", "n", "big") == [
+        (1, 1, "long"),
+        (2, 1, "other"),
+        (1, 2, "long"),
+        (1, 3, "long"),
+        (2, 7, "sent"),
+        (2, 8, "sent"),
+        (1, 9, None),
+        (1, 10, None),
+    ]
+    lost = "big: the database did not send it (unchanged), and no earlier value has landed"
+    assert reasons(lake) == ['n: not an int64, found "broken"', lost, lost]
+
+
+@pytest.fixture
+def recorded(log: SqliteLog, tmp_path: Path) -> Iterator[Any]:
+    """Records a version of the table's schema as the connector does."""
+    history = SchemaHistory("shop")
+    writer = SqliteWriter(tmp_path / "log.db")
+    writer.ensure([schemas_topic("shop")])
+
+    def record(*columns: tuple[str, str], key: tuple[str, ...] = ("id",)) -> int:
+        found = tuple(CapturedColumn(name, f"sql {kind}", kind) for name, kind in (("id", "int64"), *columns))
+        schema = TableSchema("public", "things", found, key)
+        return history.record(schema, writer, {"epoch": 1, "commit": 7}, US)
+
+    yield record
+    writer.close()
+
+
+def ran(log: SqliteLog, lake: Lake, *columns: tuple[str, str], batch: int = 10) -> LandingReport:
+    return land(source(*columns), log, lake, batch)
+
+
+def test_an_added_column_appears_from_its_position_on(log: SqliteLog, lake: Lake, recorded: Any) -> None:
+    first = recorded(("v", "int64"), ("secret", "string"))
+    append(log, change("c", 1, 1, schema=first, v=1, secret="x"))
+    assert ran(log, lake, ("v", "int64")).schema_changes == ()
+    second = recorded(("v", "int64"), ("secret", "string"), ("vat", "decimal(12,2)"), ("tags", "list<string>"))
+    append(
+        log,
+        change("c", 2, 2, schema=first, v=2, secret="x"),
+        change("c", 3, 3, schema=second, v=3, secret="x", vat="1.50", tags=["a"]),
+    )
+    (change_,) = ran(log, lake, ("v", "int64")).schema_changes
+    assert (change_.version, change_.position, change_.added, change_.refused) == (2, 7, ("vat", "tags"), None)
+    assert change_.changed == ("added column vat sql decimal(12,2)", "added column tags sql list<string>")
+    assert landed(lake, "id", "vat", "tags") == [(1, None, None), (2, None, None), (3, Decimal("1.50"), ["a"])]
+    assert "secret" not in lake.schema(RAW).names  # it was there when the table was declared, and left out
+    append(log, change("c", 4, 4, schema=second, v=4, secret="x", vat="2.00", tags=None))
+    assert ran(log, lake, ("v", "int64")).schema_changes == ()
+    third = recorded(("v", "int64"), ("secret", "string"), ("tags", "list<string>"))
+    append(log, change("c", 5, 5, schema=third, v=5, secret="x", tags=[]))
+    assert [c.changed for c in ran(log, lake, ("v", "int64")).schema_changes] == [("dropped column vat",)]
+    assert landed(lake, "id", "vat")[-2:] == [(4, Decimal("2.00")), (5, None)]
+    ledger = query(lake, "SELECT relation, version, source_position, changed FROM monitoring.shop.schemas ORDER BY 2")
+    assert ledger["version"].to_pylist() == [1, 2, 3]
+    assert ledger["changed"].to_pylist()[2] == ["dropped column vat"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "key", "sent", "why"),
+    [
+        ([("v", "date")], ("id",), 19_000, "column v is sql date (as date), the table has timestamp"),
+        ([], ("id", "v"), 0, "the primary key is (id, v), the table has (id)"),
+    ],
+)
+def test_a_version_that_does_not_fit_is_quarantined(
+    log: SqliteLog, lake: Lake, recorded: Any, columns: Any, key: Any, sent: Any, why: str
+) -> None:
+    """Days since 1970 would land as microseconds since 1970 otherwise."""
+    good = recorded(("v", "timestamp"))
+    append(log, change("c", 1, 1, schema=good, v=0))
+    bad = recorded(*columns, key=key) if columns else recorded(("v", "timestamp"), key=key)
+    append(log, change("c", 2, 2, schema=bad, v=sent))
+    again = recorded(("v", "timestamp"))
+    append(log, change("c", 3, 3, schema=again, v=1))
+    report = ran(log, lake, ("v", "timestamp"))
+    assert landed(lake, "id") == [(1,), (3,)]
+    assert reasons(lake) == [f"schema 2: {why}"]
+    assert [(c.version, c.refused) for c in report.schema_changes] == [(2, f"schema 2: {why}"), (3, None)]
