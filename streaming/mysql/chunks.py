@@ -242,13 +242,19 @@ def literal(kind: ColumnType, raw: bytes) -> str:
     if kind.kind in _WORDS:
         return "'" + raw.decode("ascii").replace("'", "''") + "'"
     if not _NUMBER.fullmatch(raw):
-        raise Halt(f"a key of type {kind} has the value {raw!r}", "Leave the table out", "mysql_unreadable_column")
+        raise Halt(f"a key of type {kind} has the value {raw!r}", "Leave the table out", "mariadb_unreadable_column")
     return raw.decode("ascii")
 
 
 def snapshot_mariadb(database: Database, connection: pymysql.Connection) -> int:
-    """Open a snapshot. Returns the place in the binary log that it is of."""
+    """Open a snapshot. Returns the place in the binary log that it is of. Raises Retryable, Halt."""
     database.query(connection, "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
     found = database.query(connection, "SHOW STATUS LIKE 'binlog_snapshot_%'")
     status = {bytes(name).decode().lower(): bytes(value).decode() for name, value in found}
+    if "binlog_snapshot_file" not in status:
+        raise Halt(
+            "the server does not say of which place in its binary log a snapshot is (MySQL does not, MariaDB does)",
+            "Capture from MariaDB 10.5 at least",
+            "mariadb_settings",
+        )
     return place(status["binlog_snapshot_file"], int(status["binlog_snapshot_position"]))

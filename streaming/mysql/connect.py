@@ -137,7 +137,7 @@ class Database:
         return Halt(
             self.address.hide(f"{self.address}: the database does not let us in: {said}"),
             "Check user, password and database, and the certificate where the URL asks for one",
-            "mysql_connection",
+            "mariadb_connection",
         )
 
     def no_right(self, said: str) -> Halt:
@@ -147,7 +147,7 @@ class Database:
             self.address.hide(f"{self.address}: {user} lacks a privilege: {said}"),
             f"GRANT REPLICATION SLAVE, BINLOG MONITOR ON *.* TO {user}; GRANT SELECT ON {self.address.database}.* TO "
             f"{user} (MySQL: REPLICATION SLAVE, REPLICATION CLIENT)",
-            "mysql_privileges",
+            "mariadb_privileges",
         )
 
 
@@ -156,5 +156,5 @@ def _misread(found: str) -> Halt:
         f"the shop's URL cannot be used: {found}",
         "Set HEADWATER_SHOP_URL to mysql://user@host:port/database, with the password in HEADWATER_SHOP_PASSWORD or "
         "HEADWATER_SHOP_PASSWORD_FILE",
-        "mysql_connection",
+        "mariadb_connection",
     )

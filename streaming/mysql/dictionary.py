@@ -97,7 +97,7 @@ class Dictionary:
             raise Halt(
                 f"the binary log names collation {collation}, which the server does not know",
                 "Capture from a server of the version that wrote the log",
-                "mysql_settings",
+                "mariadb_settings",
             ) from None
 
     def _learn(self) -> None:

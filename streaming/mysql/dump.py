@@ -1,8 +1,8 @@
 """The server's binary log as a stream of packets: asked for as a replica would, and what it answers when it refuses.
 
 Errors: Halt
-          ├─ binlog_purged   the place is in a file that the server has deleted
-          └─ binlog_reset    the place is none of this log: it was reset, or is another server's
+          ├─ mariadb_binlog_purged   the place is in a file that the server has deleted
+          └─ mariadb_binlog_reset    the place is none of this log: it was reset, or is another server's
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def purged(place: str, found: str) -> Halt:
         f"the binary log from {place} on was deleted before it was read: {found}",
         "What changed since then cannot be known from the log: start again with --from-scratch, which reads every "
         "table anew; raise binlog_expire_logs_seconds so that it does not happen again",
-        "binlog_purged",
+        "mariadb_binlog_purged",
     )
 
 
@@ -145,5 +145,5 @@ def reset(found: str) -> Halt:
         f"this is not the binary log that was captured so far: {found}. It was reset (RESET MASTER), its server was "
         "restored from a backup, or another one answers here",
         "Start again with --from-scratch, which reads every table anew",
-        "binlog_reset",
+        "mariadb_binlog_reset",
     )

@@ -6,8 +6,8 @@ nothing: there the last transaction that we have must be in the log, with the sa
 
 Errors: Halt
           ├─ AnotherServer   neither can be shown, and the server says that it is another one
-          ├─ binlog_reset    neither can be shown, though it seems to be the same server
-          └─ binlog_purged   the file was there, and is deleted
+          ├─ mariadb_binlog_reset    neither can be shown, though it seems to be the same server
+          └─ mariadb_binlog_purged   the file was there, and is deleted
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def _unset(found: Sequence[str], mend: Sequence[str]) -> Halt:
     return Halt(
         f"the server is not set for capture: {'; '.join(found)}",
         "; ".join(dict.fromkeys(mend)).removesuffix("."),
-        "mysql_settings",
+        "mariadb_settings",
     )
 
 
@@ -170,7 +170,7 @@ def check_tables(
         raise Halt(
             f"found no table {', '.join(missing)} that this user may read",
             "Create it, GRANT SELECT on it, or take it out of catalog/sources",
-            "mysql_missing_table",
+            "mariadb_tables",
         )
     tables = [table for table in found.values() if table is not None]
     for table in tables:
@@ -179,7 +179,7 @@ def check_tables(
         raise Halt(
             f"foreign keys change rows of captured tables without a word in the binary log: {', '.join(cascades)}",
             "Make them ON DELETE RESTRICT ON UPDATE RESTRICT and let the application change the rows",
-            "mysql_cascades",
+            "mariadb_cascades",
         )
     return tables
 
@@ -190,11 +190,11 @@ def _check_table(table: Described) -> None:
         raise Halt(
             f"{name} is no plain table but: {table.kind.lower()}",
             "Capture the tables that a view is made of; a system-versioned table keeps its history itself",
-            "mysql_missing_table",
+            "mariadb_tables",
         )
     if not table.schema.key and table.engine.upper() != "INNODB":
         raise Halt(
             f"{name} has neither a primary key nor an engine that can show it as of an instant ({table.engine})",
             f"ALTER TABLE {name} ENGINE = InnoDB, or add a primary key",
-            "mysql_missing_table",
+            "mariadb_tables",
         )

@@ -171,7 +171,7 @@ class Stream:
         raise Halt(
             f"the server says in {self._file} at {self._start} that changes are missing from its binary log",
             "Start again with --from-scratch, which reads every table anew",
-            "binlog_gap",
+            "mariadb_binlog_gap",
         )
 
     def _on_unreadable(self, event: bytes, kind: int, _: int) -> None:
@@ -179,7 +179,7 @@ class Stream:
             f"{self._file} at {self._start} has an event of type {kind}, which cannot be read",
             "SET GLOBAL binlog_transaction_compression = OFF, binlog_row_value_options = '', and start again with "
             "--from-scratch",
-            "mysql_settings",
+            "mariadb_settings",
         )
 
     # Transactions
@@ -268,7 +268,7 @@ class Stream:
                 f"the transaction {self._tx.name} in {self._file} at {self._group_start} was partly rolled back after "
                 "its rows were logged, which happens when it changes tables of engines with and without transactions",
                 "ALTER TABLE ... ENGINE = InnoDB for the tables of other engines, and start again with --from-scratch",
-                "binlog_rolled_back",
+                "mariadb_rolled_back",
             )
         if not rest:
             self._end()
@@ -308,7 +308,7 @@ class Stream:
             f"{self._file} at {self._start} has a change as a statement and not as rows ({sql[:80]!r}...)",
             "SET GLOBAL binlog_format = ROW, let no session set another, and start again with --from-scratch, which "
             "reads every table anew",
-            "binlog_statement",
+            "mariadb_statement",
         )
 
     # Prepared transactions (XA)
@@ -440,5 +440,5 @@ def _partial(name: str, file: str, position: int) -> Halt:
         f"{file} at {position} has rows of {name} with only some of their columns",
         "SET GLOBAL binlog_row_image = FULL, let no session set another, and start again with --from-scratch, which "
         "reads every table anew",
-        "mysql_settings",
+        "mariadb_settings",
     )

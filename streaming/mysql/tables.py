@@ -85,7 +85,7 @@ class Tables:
             raise Halt(
                 f"the binary log has rows of {name} without the names of its columns",
                 "SET GLOBAL binlog_row_metadata = FULL, and start again with --from-scratch",
-                "mysql_settings",
+                "mariadb_settings",
             )
         hints = self._hints_for(name, mapped)
         decoder = self._dictionary.charsets.decoder
@@ -100,7 +100,7 @@ class Tables:
             raise Halt(
                 f"{name}: {error}",
                 "ALTER TABLE ... FORCE writes an old table anew; or leave the table out",
-                "mysql_unreadable_column",
+                "mariadb_unreadable_column",
             ) from None
         return Followed(self._schema(name, mapped, types), images, is_clock)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from homes import wait_for
@@ -232,7 +234,7 @@ def test_a_setting_that_hides_changes_is_refused(
 ) -> None:
     shop.run(f"SET GLOBAL {setting} = {wrong}")
     try:
-        with pytest.raises(Halt, match=rf"{setting} is {wrong}.*SET GLOBAL {setting} = '{right}'.*mysql_settings"):
+        with pytest.raises(Halt, match=rf"{setting} is {wrong}.*SET GLOBAL {setting} = '{right}'.*mariadb_settings"):
             capture_once(server, {}, "orders")
     finally:
         shop.run(f"SET GLOBAL {setting} = {right}")
@@ -242,7 +244,7 @@ def test_a_session_that_logs_only_some_columns_stops_the_capture(server: Server,
     log: Log = {}
     capture_once(server, log, "orders")
     shop.run("SET SESSION binlog_row_image = MINIMAL", "UPDATE orders SET n = 5 WHERE id = 1")
-    with pytest.raises(Halt, match=r"only some of their columns.*binlog_row_image = FULL.*mysql_settings"):
+    with pytest.raises(Halt, match=r"only some of their columns.*binlog_row_image = FULL.*mariadb_settings"):
         capture_once(server, log, "orders")
     begins_again_from_scratch(server, log)
 
@@ -255,13 +257,28 @@ def test_every_missing_privilege_is_named(server: Server, shop: Shop) -> None:
     needed = [("BINLOG MONITOR", "*.*"), ("SELECT", "shop.*"), ("REPLICATION SLAVE", "*.*")]
     log: Log = {}
     for privilege, where in needed:
-        with pytest.raises(Halt, match=rf"lacks a privilege.*{privilege}.*GRANT.*mysql_privileges") as found:
+        with pytest.raises(Halt, match=rf"lacks a privilege.*{privilege}.*GRANT.*mariadb_privileges") as found:
             run_once(capture(server, log, "orders", at=reader), [])
         assert "secret-7" not in str(found.value)
         shop.run(f"GRANT {privilege} ON {where} TO reader@'127.0.0.1'")
     run_once(capture(server, log, "orders", at=reader), [])
     assert ids(log) == [1]
     shop.run("DROP USER reader@'127.0.0.1'")
+
+
+def test_the_how_tos_statements_suffice(server: Server, shop: Shop) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "how_to" / "capture_mariadb.md").read_text()
+    for block in re.findall(r"```sql\n(.*?)```", text, flags=re.DOTALL):
+        shop.run(*[statement for statement in block.split(";") if statement.strip()])
+    log: Log = {}
+    run_once(capture(server, log, "orders", at=address(server, "headwater", "a-long-secret")), [])
+    assert ids(log) == [1]
+    settings = dict(re.findall(r"^(\w+) = (\w+)$", text, flags=re.MULTILINE))
+    found = dict(shop.run("SHOW GLOBAL VARIABLES"))
+    assert {name: found[name] for name in settings if name != "log_bin"} == {
+        name: value for name, value in settings.items() if name != "log_bin"
+    }
+    shop.run("DROP USER headwater@'%'")
 
 
 # Large transactions
