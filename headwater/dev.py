@@ -1,4 +1,7 @@
-"""`headwater dev`: Dagster UI and daemon, prediction API and MLflow UI as child processes; ctrl-C stops all of them."""
+"""`headwater dev`: Dagster UI and daemon, prediction API and MLflow UI as child processes; ctrl-C stops all of them.
+
+With a database in HEADWATER_SHOP_URL there are the connector and a lander too.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from catalog.load import Catalog, load_catalog
 from catalog.settings import Settings
 
 __all__ = ["Service", "dev", "services"]
@@ -22,43 +26,54 @@ _STOP_AFTER_S = 15.0
 
 @dataclass(frozen=True)
 class Service:
-    """One child process of `headwater dev`."""
+    """One child process of `headwater dev`; `at` says where it is found, `port` and its `setting` if it has one."""
 
     name: str
-    url: str
-    port: int
-    setting: str
+    at: str
     command: tuple[str, ...]
+    port: int | None = None
+    setting: str = ""
 
 
-def services(settings: Settings) -> tuple[Service, ...]:
+def services(settings: Settings, catalog: Catalog) -> tuple[Service, ...]:
     """What `headwater dev` starts."""
+    return (*(_stream(catalog) if settings.shop_url else ()), *_servers(settings))
+
+
+def _stream(catalog: Catalog) -> Iterator[Service]:
+    headwater = (sys.executable, "-m", "headwater.cli")
+    for system in sorted({source.system for source in catalog.sources}):
+        yield Service(f"Connector of {system}", "`headwater status` says how it is", (*headwater, "capture", system))
+    yield Service("Lander", "`headwater status` says how it is", (*headwater, "land"))
+
+
+def _servers(settings: Settings) -> tuple[Service, ...]:
     python, host = sys.executable, settings.api_host
     bin_dir = Path(python).parent
     return (
         Service(
             "Dagster UI and daemon",
             f"http://{host}:{settings.ui_port}/asset-groups",
-            settings.ui_port,
-            "HEADWATER_UI_PORT",
             (str(bin_dir / "dagster"), "dev", "-w", str(PROJECT / "workspace.yaml"), "-h", host,
              "-p", str(settings.ui_port), "--log-level", "warning"),
+            settings.ui_port,
+            "HEADWATER_UI_PORT",
         ),
         Service(
             "Prediction API",
             f"http://{host}:{settings.api_port}/docs",
+            (python, "-m", "headwater.cli", "serve"),
             settings.api_port,
             "HEADWATER_API_PORT",
-            (python, "-m", "headwater.cli", "serve"),
         ),
         Service(
             "MLflow UI",
             f"http://{host}:{settings.mlflow_port}",
-            settings.mlflow_port,
-            "HEADWATER_MLFLOW_PORT",
             (python, "-m", "mlflow", "server", "--backend-store-uri", settings.mlflow_uri,
              "--default-artifact-root", str(settings.artifacts_dir), "--host", host,
              "--port", str(settings.mlflow_port), "--workers", "1"),
+            settings.mlflow_port,
+            "HEADWATER_MLFLOW_PORT",
         ),
     )  # fmt: skip
 
@@ -70,7 +85,7 @@ def dev(settings: Settings) -> int:
     """
     from headwater.run import dagster_instance
 
-    wanted = services(settings)
+    wanted = services(settings, load_catalog(settings.catalog))
     if problem := _taken(settings.api_host, wanted):
         print(problem, file=sys.stderr)
         return 1
@@ -85,7 +100,7 @@ def dev(settings: Settings) -> int:
     try:
         for service in wanted:
             children[service.name] = _start(service, environment)
-            print(f"{service.name:<22} {service.url}", file=sys.stderr, flush=True)
+            print(f"{service.name:<22} {service.at}", file=sys.stderr, flush=True)
         print("ctrl-C stops them", file=sys.stderr, flush=True)
         return _watch(children)
     except KeyboardInterrupt:
@@ -100,6 +115,8 @@ def _interrupt(signum: int, frame: object) -> None:
 
 def _taken(host: str, wanted: tuple[Service, ...]) -> str | None:
     for service in wanted:
+        if service.port is None:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
