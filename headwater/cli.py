@@ -18,6 +18,7 @@ from headwater.errors import reporting
 from headwater.model_commands import approve, drift, lineage, models, rollback
 from headwater.platform_commands import check, dev, run, serve, settings, version
 from headwater.shop_commands import shop
+from headwater.source_commands import source
 from headwater.stack_commands import down, up
 
 __all__ = ["cli", "main"]
@@ -29,6 +30,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
         capture,
         status,
         dlq,
+        source,
     ),
     "Ask for data": (sql, features, predict),
     "Look after models": (models, lineage, approve, rollback, drift),

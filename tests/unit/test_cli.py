@@ -56,6 +56,8 @@ def test_the_commands_are_these() -> None:
         "dlq list",
         "dlq show",
         "dlq replay",
+        "source",
+        "source add",
         "sql",
         "features",
         "features historical",
