@@ -15,6 +15,7 @@ from headwater.capture_commands import capture, status
 from headwater.data_commands import features, predict, sql
 from headwater.dlq_commands import dlq
 from headwater.errors import reporting
+from headwater.landing_commands import land
 from headwater.model_commands import approve, drift, lineage, models, rollback
 from headwater.platform_commands import check, dev, run, serve, settings, version
 from headwater.shop_commands import shop
@@ -28,6 +29,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Run the local stack": (up, down, shop),
     "Capture changes": (
         capture,
+        land,
         status,
         dlq,
         source,

@@ -46,6 +46,7 @@ KNOWN: dict[str, int] = {
     "lake.tables.MissingTableError": NOT_YET,
     "lake.tables.LakeError": FAILED,
     "streaming.log_writer.LogError": FAILED,
+    "streaming.landing_batches.LandingError": FAILED,
     "streaming.dead_letters.DeadLetterError": FAILED,
     "streaming.capture.errors.CaptureError": FAILED,
     "streaming.inject.InjectError": NOT_YET,

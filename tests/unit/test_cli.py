@@ -51,6 +51,7 @@ def test_the_commands_are_these() -> None:
         "shop replay",
         "shop run",
         "capture",
+        "land",
         "status",
         "dlq",
         "dlq list",

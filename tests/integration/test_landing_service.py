@@ -1,0 +1,188 @@
+"""`headwater land`: several processes share a topic on a real broker, one is killed, one is stopped; nothing twice."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catalog.keys import Key, cdc_topic, raw
+from catalog.load import load_catalog
+from headwater.stack.server import Server
+from lake.tables import Lake
+from streaming.kafka_config import TopicShape, parse_log_url
+from streaming.kafka_log import KafkaLog
+from streaming.kafka_writer import KafkaWriter
+from streaming.landing_service import Lander, Options, land_once
+from streaming.log import TopicPartition
+from streaming.sqlite_log import SqliteLog
+from streaming.sqlite_writer import SqliteWriter
+
+pytest_plugins = ["kafka_broker"]
+
+DECLARED = """\
+system: {system}
+table: things
+description: Things that several processes land.
+owner: team:data
+domain: sales
+columns:
+  - {{name: id, type: int64, nullable: false, description: The key.}}
+  - {{name: v, type: int64, description: A value.}}
+gate:
+  key: [id]
+  event_time: id
+  freshness_days: 1.0
+"""
+_systems = (f"landing{n}" for n in itertools.count())
+US = 1_700_000_000_000_000
+
+
+class Shop:
+    """A connector's writing end: each change gets the next place."""
+
+    def __init__(self, system: str, writer: Any) -> None:
+        self.topic, self.writer, self.sent = cdc_topic(system, "things"), writer, 0
+        writer.ensure([self.topic])
+
+    def changes(self, count: int, *, again: int = 0) -> None:
+        """Send `count` changes, the last `again` of those before once more first: a connector came back."""
+        for number in range(self.sent - again, self.sent + count):
+            after = {"id": number % 97, "v": number}
+            source = {"ts_us": US, "headwater": {"epoch": 1, "commit": number, "order": 1}}
+            value = json.dumps({"before": None, "after": after, "source": source, "op": "u"}).encode()
+            self.writer.send(self.topic, json.dumps({"id": number % 97}).encode(), value, US)
+        self.writer.flush()
+        self.sent += count
+
+
+@pytest.fixture
+def system() -> str:
+    return next(_systems)
+
+
+@pytest.fixture
+def catalog(system: str, tmp_path: Path) -> Path:
+    for folder in ("sources", "models", "gates"):
+        (tmp_path / "catalog" / folder).mkdir(parents=True)
+    (tmp_path / "catalog" / "sources" / "things.yaml").write_text(DECLARED.format(system=system))
+    return tmp_path / "catalog"
+
+
+def assert_each_once(home: Path, table: Key, sent: int) -> None:
+    rows = Lake(home / "lake").read(table, ["v", "log_partition", "log_offset"])
+    assert sorted(rows["v"].to_pylist()) == list(range(sent))
+
+
+@contextmanager
+def lander(home: Path, catalog: Path, log_url: str) -> Iterator[tuple[subprocess.Popen[str], Callable[..., Any]]]:
+    """A running `headwater land`, and what waits for a line of its."""
+    environment = os.environ | {"HEADWATER_HOME": str(home), "HEADWATER_CATALOG": str(catalog)}
+    command = [sys.executable, "-m", "headwater.cli", "land", "--every", "0.1"]
+    with subprocess.Popen(
+        command, env=environment | {"HEADWATER_LOG_URL": log_url}, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        lines = process.stderr
+
+        def said(event: str) -> dict[str, Any]:
+            for line in lines:
+                found: dict[str, Any] = json.loads(line)
+                if found["event"] == event:
+                    return found
+            raise AssertionError(f"it ended without saying {event!r}")
+
+        timer = threading.Timer(90, process.kill)
+        timer.start()
+        try:
+            yield process, said
+        finally:
+            timer.cancel()
+            process.kill()
+
+
+def test_two_share_a_topic_and_one_is_killed(broker: Server, system: str, catalog: Path, tmp_path: Path) -> None:
+    home, table, address = tmp_path / "home", raw(system, "things"), parse_log_url(broker.url)
+    with closing(KafkaWriter(address, TopicShape(partitions=4))) as writer, KafkaLog(address) as log:
+        shop = Shop(system, writer)
+        shop.changes(300)
+        with lander(home, catalog, broker.url) as (first, first_said):
+            first_said("landed")
+            with lander(home, catalog, broker.url) as (second, second_said):
+                assert second_said("partitions assigned")["partitions"]
+                shop.changes(300, again=50)
+                first_said("landed")
+                shop.changes(300, again=50)
+                first.kill()
+                shop.changes(300, again=50)
+                while Lake(home / "lake").rows(table) < shop.sent:
+                    second_said("landed")
+                second.send_signal(signal.SIGTERM)
+                assert second_said("landing has stopped")["refused"] == []
+                assert second.wait() == 0
+        partitions = log.partitions(shop.topic)
+        assert {log.committed("landing", one) - log.end(one) for one in partitions} == {0}
+    assert_each_once(home, table, shop.sent)
+
+
+def test_one_goes_on_until_it_is_told_to_stop(system: str, catalog: Path, tmp_path: Path) -> None:
+    """On the embedded log, in this process; another lands once beside it."""
+    stop, said, lake = threading.Event(), [], Lake(tmp_path / "lake")
+    sources = load_catalog(catalog).sources
+    with SqliteLog(tmp_path / "log.db") as log, closing(SqliteWriter(tmp_path / "log.db")) as writer:
+        shop = Shop(system, writer)
+        shop.changes(10)
+
+        def say(event: str, **more: Any) -> None:
+            said.append(event)
+            if event == "landed" and said.count("landed") < 4:
+                shop.changes(10, again=5)
+                land_once(sources, log, lake, Options(3), lambda event, **more: None)
+                shop.changes(1)
+            elif event == "landed":
+                stop.set()
+
+        assert Lander(lambda: sources, log, lake, Options(every_s=0.0), say).run(stop) == {}
+        assert log.committed("landing", TopicPartition(shop.topic, 0)) == log.end(TopicPartition(shop.topic, 0))
+    assert_each_once(tmp_path, raw(system, "things"), shop.sent)
+    assert said[0] == "partitions assigned"
+    assert said[-1] == "partitions revoked"
+
+
+def test_a_table_that_is_refused_does_not_keep_the_others_from_landing(catalog: Path, tmp_path: Path) -> None:
+    declared = (catalog / "sources" / "things.yaml").read_text()
+    system = load_catalog(catalog).sources[0].system
+    (catalog / "sources" / "more.yaml").write_text(declared.replace("table: things", "table: more"))
+    stop, said, lake = threading.Event(), [], Lake(tmp_path / "lake")
+    sources = load_catalog(catalog).sources
+    with SqliteLog(tmp_path / "log.db") as log, closing(SqliteWriter(tmp_path / "log.db")) as writer:
+        shop = Shop(system, writer)
+        shop.changes(10)
+        lost = cdc_topic(system, "more")
+        writer.ensure([lost])
+        writer.send(lost, b"{}", b"{}", US)
+        writer.flush()
+        land_once(sources, log, lake, Options(), lambda event, **more: None)
+        table = raw(system, "more")
+        lake.append(table, lake.read(table), {f"{lost}-0": 7})  # as if it had been landed from another log
+        shop.changes(10)
+
+        def say(event: str, **more: Any) -> None:
+            said.append((event, more.get("table")))
+            if {event for event, _ in said} >= {"landed", "refused"}:
+                stop.set()
+
+        refused = Lander(lambda: sources, log, lake, Options(every_s=0.0), say).run(stop)
+    assert list(refused) == [table]
+    assert "landed up to offset 7" in refused[table]
+    assert_each_once(tmp_path, raw(system, "things"), 20)
