@@ -144,7 +144,10 @@ def check(
 
 
 def _drop_repeated(connection: duckdb.DuckDBPyConnection, watermark: Place | None) -> tuple[int, Place | None]:
-    places = connection.sql("SELECT log_offset, epoch, position, ordinal FROM checked WHERE streamed").to_arrow_table()
+    # In order: many threads fill a table of DuckDB's in any.
+    places = connection.sql(
+        "SELECT log_offset, epoch, position, ordinal FROM checked WHERE streamed ORDER BY log_offset"
+    ).to_arrow_table()
     again, watermark = repeated(places, watermark)
     if again.num_rows:
         connection.register("again", again)
@@ -224,7 +227,7 @@ def _landed_sql(contract: Contract, partition: int) -> str:
     return f"""
         SELECT {own}, {envelope if contract.envelope else ""} make_timestamp(timestamp_us) AS landed_at,
             {partition}::BIGINT AS log_partition, log_offset
-        FROM checked WHERE ok"""
+        FROM checked WHERE ok ORDER BY log_offset"""
 
 
 def _quarantined(connection: duckdb.DuckDBPyConnection, contract: Contract, partition: int, expected: int) -> pa.Table:

@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -160,6 +161,20 @@ def test_changes_that_were_sent_again_land_once(log: SqliteLog, lake: Lake) -> N
     report = land(source(), log, lake, 10)
     assert (report.landed, report.repeated) == (1, 1)
     assert landed(lake, "id", "source_epoch", "source_position", "source_order")[-2:] == [(4, 1, 11, 2), (5, 2, 3, 1)]
+
+
+def test_many_changes_at_once_are_seen_in_order(log: SqliteLog, lake: Lake) -> None:
+    """More than one of DuckDB's threads takes at a time."""
+    count = 150_000
+    parts = duckdb.sql(
+        f"""SELECT printf('{{"id":%d}}', i) AS key, {US}::BIGINT AS timestamp_us, printf('{{"before":null,"after":'
+            || '{{"id":%d}},"source":{{"ts_us":{US},"headwater":{{"epoch":1,"commit":%d,"order":1}}}},"op":"c"}}', i, i)
+            AS value FROM range({count}) AS numbers(i) ORDER BY i"""
+    )
+    log.append({TOPIC: parts.to_arrow_table()})
+    report = land(source(), log, lake, count)
+    assert (report.landed, report.repeated) == (count, 0)
+    assert lake.read(RAW, ["log_offset"])["log_offset"].to_pylist() == list(range(count))
 
 
 def test_a_broken_change_that_was_sent_again_is_quarantined_once(log: SqliteLog, lake: Lake) -> None:
