@@ -13,7 +13,6 @@ from functools import cached_property
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from catalog.column_types import LakeType, parse_type
 from catalog.keys import Key
@@ -113,9 +112,9 @@ def check(
     contract: Contract, partition: int, records: pa.Table, watermark: Place | None = None, fill: Fill | None = None
 ) -> Checked:
     """Divide `records` (log.BATCH_SCHEMA) by the contract, in order of offset; `watermark` is the last batch's."""
-    unsent = contract.envelope and bool(pc.any(pc.match_substring(records["value"], UNAVAILABLE)).as_py())
     with duckdb.connect() as connection:
         connection.register("records", records)
+        unsent = contract.envelope and _any_unsent(connection)
         connection.execute(f"CREATE TEMP TABLE checked AS {_checked_sql(contract, unsent)}")
         values, dropped, versions = records.num_rows - records["value"].null_count, 0, frozenset[int]()
         if contract.envelope:
@@ -141,6 +140,11 @@ def check(
         watermark,
         versions,
     )
+
+
+def _any_unsent(connection: duckdb.DuckDBPyConnection) -> bool:
+    found = connection.sql(f"SELECT 1 FROM records WHERE contains(value, '{UNAVAILABLE}') LIMIT 1").fetchall()
+    return bool(found)
 
 
 def _drop_repeated(connection: duckdb.DuckDBPyConnection, watermark: Place | None) -> tuple[int, Place | None]:

@@ -185,10 +185,9 @@ class PartitionLanding:
         checked = self._checked(contract, records, mark)
         if checked.versions <= versions:
             return contract, checked
-        versions = checked.versions
-        contract = self._contract_of(versions)
-        self._contract = versions, contract
-        return contract, self._checked(contract, records, mark)
+        before, contract = contract, self._contract_of(checked.versions)
+        self._contract = checked.versions, contract
+        return contract, checked if contract == before else self._checked(contract, records, mark)
 
     def _contract_of(self, versions: frozenset[int]) -> Contract:
         if self._schemas is None:
