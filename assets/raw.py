@@ -1,16 +1,20 @@
 """The change streams of the source tables, and the raw tables that they land in."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from assets.build import Built, Stopwatch, build, code_version
 from catalog import keys
+from catalog.keys import Key
 from catalog.load import Catalog
 from catalog.settings import Settings
 from catalog.spec import Source
 from resources.platform import Platform
+
+if TYPE_CHECKING:
+    from streaming.landing import SchemaChange
 
 __all__ = ["raw_assets", "stream_assets"]
 
@@ -92,6 +96,8 @@ def _raw_asset(source: Source) -> dg.AssetsDefinition:
 
         watch = Stopwatch()
         report = land(source, platform.log, platform.lake, platform.settings.landing_batch_rows)
+        for change in report.schema_changes:
+            context.log_event(_schema_event(key, change))
         quarantine_version = platform.lake.version(keys.quarantine(source.system, source.table))
         version = f"{report.version}.{quarantine_version if quarantine_version is not None else '-'}"
 
@@ -103,3 +109,17 @@ def _raw_asset(source: Source) -> dg.AssetsDefinition:
         return result._replace(metadata={**(result.metadata or {}), **new, **watch.metadata()})
 
     return raw
+
+
+def _schema_event(key: Key, change: "SchemaChange") -> dg.AssetObservation:
+    """That a captured table has other columns from here on."""
+    return dg.AssetObservation(
+        asset_key=key.path,
+        description=change.refused or f"schema {change.version}: {'; '.join(change.changed)}",
+        metadata={
+            "schema_version": change.version,
+            "source_position": change.position,
+            "added_columns": ", ".join(change.added),
+            "quarantined": change.refused is not None,
+        },
+    )

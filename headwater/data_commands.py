@@ -32,7 +32,8 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a 
 @click.command()
 @click.argument("query")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-def sql(query: str, form: Literal["table", "csv", "json"]) -> None:
+@click.option("--version", type=click.IntRange(0), metavar="N", help="The table as it was at Delta version N.")
+def sql(query: str, form: Literal["table", "csv", "json"], version: int | None) -> None:
     """Read any table with SQL (DuckDB's dialect); nothing can be changed.
 
     A table's name is its asset key with dots: raw.shop.order_lines, staging.shop.orders, marts.sales.purchase_lines,
@@ -42,6 +43,7 @@ def sql(query: str, form: Literal["table", "csv", "json"]) -> None:
     Examples:
       headwater sql "SELECT count(*) FROM marts.sales.purchase_lines"
       headwater sql "SELECT * FROM predictions.churn.scores" --format csv > scores.csv
+      headwater sql "SELECT count(*) FROM marts.sales.orders" --version 3
     """
     from lake import Lake
     from lake.query import format_rows
@@ -50,7 +52,7 @@ def sql(query: str, form: Literal["table", "csv", "json"]) -> None:
     lake = Lake(current_settings().lake_dir)
     if not lake.root.exists():
         raise NotThereYet(f"no tables at {lake.root}: run `headwater run` first")
-    click.echo(format_rows(read(lake, query), form))
+    click.echo(format_rows(read(lake, query, version=version), form))
 
 
 @click.group()

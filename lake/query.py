@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 import duckdb
 import pyarrow as pa
 
+from catalog.keys import Key
 from lake.tables import Lake, LakeError
 
 __all__ = ["FORMATS", "Format", "QueryError", "ReadOnlyError", "UnknownTableError", "format_rows", "query"]
@@ -55,14 +56,15 @@ class UnknownTableError(QueryError):
     """A table that the statement names is not in the lake."""
 
 
-def query(lake: Lake, sql: str) -> pa.Table:
+def query(lake: Lake, sql: str, *, version: int | None = None) -> pa.Table:
     """Run one statement that reads. Returns its rows; a column may bear the name of another.
 
-    Raises ReadOnlyError, UnknownTableError, else QueryError with DuckDB's message.
+    With `version` the one table that it names is read at that Delta version.
+    Raises ReadOnlyError, UnknownTableError, UnknownVersionError, else QueryError with DuckDB's message.
     """
     try:
         statement = _reading(sql)
-        with lake.connect() as db:
+        with lake.connect(versions=_versions(lake, statement, version)) as db:
             _lock(db, lake)
             return db.sql(_TABLE_LIST if _SHOW_TABLES.fullmatch(statement) else statement).to_arrow_table()
     except duckdb.PermissionException as error:
@@ -71,6 +73,19 @@ def query(lake: Lake, sql: str) -> pa.Table:
         raise _catalog_error(lake, sql, error) from None
     except duckdb.Error as error:
         raise QueryError(str(error)) from None
+
+
+def _versions(lake: Lake, statement: str, version: int | None) -> dict[Key, int]:
+    """The version of the table that the statement names. Raises QueryError when there are several, or none."""
+    if version is None:
+        return {}
+    with duckdb.connect() as db:
+        named = {name.lower().replace('"', "") for name in db.get_table_names(statement, qualified=True)}
+    tables = [key for key in sorted(lake.keys()) if key.dotted in named]
+    if len(tables) != 1:
+        found = ", ".join(key.dotted for key in tables) or "none"
+        raise QueryError(f"a version belongs to one table: the statement has to name exactly one, found {found}")
+    return {tables[0]: version}
 
 
 def _reading(sql: str) -> str:

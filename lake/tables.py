@@ -2,6 +2,7 @@
 
 Errors: LakeError
           ├─ MissingTableError      the table was never written
+          ├─ UnknownVersionError    the table has no such Delta version
           ├─ ConcurrentWriteError   another process wrote the same meanwhile: read what there is now, and try again
           └─ UnusablePathError      Delta cannot find tables below a path such as this
 """
@@ -19,7 +20,7 @@ from urllib.parse import unquote
 import duckdb
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from catalog.keys import TABLE_LAYERS, Key
 from catalog.settings import UNUSABLE_IN_PATH
@@ -29,6 +30,7 @@ __all__ = [
     "Lake",
     "LakeError",
     "MissingTableError",
+    "UnknownVersionError",
     "UnusablePathError",
     "parquet_files",
     "quoted",
@@ -46,6 +48,10 @@ class LakeError(RuntimeError):
 
 class MissingTableError(LakeError):
     """The table was never written."""
+
+
+class UnknownVersionError(LakeError):
+    """The table has no such Delta version."""
 
 
 class ConcurrentWriteError(LakeError):
@@ -89,10 +95,18 @@ class Lake:
         return found
 
     def table(self, key: Key, version: int | None = None) -> DeltaTable:
-        """Raises MissingTableError."""
+        """The table as it is, or as it was at a Delta version. Raises MissingTableError, UnknownVersionError."""
         if not self.exists(key):
             raise MissingTableError(f"table {key.dotted} does not exist in {self.root}: run `headwater run` first")
-        return DeltaTable(str(self.path(key)), version=version)
+        try:
+            return DeltaTable(str(self.path(key)), version=version)
+        except (DeltaError, OSError) as error:
+            if version is None:
+                raise
+            newest = DeltaTable(str(self.path(key))).version()
+            raise UnknownVersionError(
+                f"table {key.dotted} has no version {version}; its versions end at {newest}"
+            ) from error
 
     def version(self, key: Key) -> int | None:
         """The Delta version; None when the table does not exist."""
@@ -169,8 +183,13 @@ class Lake:
         found = f" UNION ALL BY NAME FROM read_parquet({_sql_list(files)}, union_by_name = true)" if files else ""
         return f"({empty}{found})"
 
-    def connect(self, keys: Sequence[Key] | None = None) -> duckdb.DuckDBPyConnection:
-        """A private in-memory DuckDB in which every table (or only `keys`) is a view named by its dotted key."""
+    def connect(
+        self, keys: Sequence[Key] | None = None, versions: Mapping[Key, int] | None = None
+    ) -> duckdb.DuckDBPyConnection:
+        """A private in-memory DuckDB in which every table (or only `keys`) is a view named by its dotted key.
+
+        `versions` are Delta versions of tables that are not to be read as they are now. Raises UnknownVersionError.
+        """
         connection = duckdb.connect()
         connection.execute("SET TimeZone = 'UTC'")
         wanted = self.keys() if keys is None else keys
@@ -179,7 +198,8 @@ class Lake:
         for layer, subject in dict.fromkeys((k.layer, k.subject) for k in wanted):
             connection.execute(f'CREATE SCHEMA {layer}."{subject}"')
         for key in wanted:
-            connection.execute(f"CREATE VIEW {quoted(key)} AS SELECT * FROM {self.scan_sql(key)}")
+            scan = self.scan_sql(key, (versions or {}).get(key))
+            connection.execute(f"CREATE VIEW {quoted(key)} AS SELECT * FROM {scan}")
         return connection
 
     def read(self, key: Key, columns: Sequence[str] | None = None) -> pa.Table:

@@ -15,6 +15,7 @@ import pytest
 from catalog.keys import Key
 from lake import Lake
 from lake.query import QueryError, ReadOnlyError, UnknownTableError, format_rows, query
+from lake.tables import UnknownVersionError
 
 LINES = Key("raw", "shop", "order_lines")
 
@@ -175,3 +176,16 @@ def test_no_rows(fmt: str, text: str) -> None:
 def test_unknown_format_is_refused() -> None:
     with pytest.raises(ValueError, match="allowed is one of table, csv, json"):
         format_rows(ROWS, "xml")  # type: ignore[arg-type]
+
+
+def test_a_table_is_read_at_an_earlier_version(tmp_path: Path) -> None:
+    lake, table, other = Lake(tmp_path), Key("marts", "sales", "past"), Key("marts", "sales", "other")
+    for rows in ([1], [2, 3]):
+        lake.overwrite(table, pa.table({"n": rows}))
+    lake.overwrite(other, pa.table({"n": [1]}))
+    read = "SELECT sum(n)::BIGINT AS n FROM marts.sales.past"
+    assert [query(lake, read, version=v)["n"].to_pylist() for v in (0, 1, None)] == [[1], [5], [5]]
+    with pytest.raises(UnknownVersionError, match=r"marts\.sales\.past has no version 9; its versions end at 1"):
+        query(lake, read, version=9)
+    with pytest.raises(QueryError, match=r"exactly one, found marts\.sales\.other, marts\.sales\.past"):
+        query(lake, "SELECT * FROM marts.sales.past, marts.sales.other", version=0)
