@@ -1,0 +1,301 @@
+"""What the connector stops for: the cause and the runbook are named, and the remedy that it names works."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from postgres_capture import QUICK, SETTINGS, Connector, Database, capturing, same, wait_until
+from stack_servers import started
+
+from headwater.stack import postgresql
+from headwater.stack.server import Server, restart, stop
+from streaming.capture.credentials import parse_address
+from streaming.capture.engine import Options
+from streaming.capture.errors import AnotherServer, Halt
+
+_NUMBERS = itertools.count()
+_PAGES = Path(__file__).resolve().parents[2] / "docs"
+_SCRATCH = Options(**{**vars(QUICK), "from_scratch": True})
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    settings = {**SETTINGS, "max_slot_wal_keep_size": "32MB", "max_wal_size": "64MB"}
+    with started("postgresql", tmp_path_factory.mktemp("postgresql"), settings=settings) as server:
+        yield server
+
+
+@pytest.fixture
+def db(server: Server) -> Iterator[Database]:
+    with Database(server, f"d{next(_NUMBERS)}") as database:
+        database("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+        yield database
+
+
+def _halts(connector: Connector, runbook: str) -> Halt:
+    halted = connector.start().until_halted()
+    assert isinstance(halted, Halt), repr(halted)
+    assert halted.runbook == runbook
+    assert (_PAGES / "runbooks" / f"{runbook}.md").exists()
+    return halted
+
+
+def _captured(db: Database, *tables: str) -> Connector:
+    """A connector that ran and was stopped; its log is what the next one goes on with."""
+    return Connector(db, tables or ("t",)).start().caught_up().stop()
+
+
+def _goes_on(db: Database, before: Connector, options: Options = QUICK) -> None:
+    with capturing(db, "t", log=before.log, options=options) as connector:
+        db("INSERT INTO t SELECT max(id) + 1, 'after' FROM t")
+        wait_until(lambda: same(connector.caught_up().fold("t"), db.rows("t")), "it is as in the database")
+
+
+def _as(db: Database, role: str, password: str = "secret") -> str:
+    return db.url.replace(re.search(r"//(.*)@", db.url)[1], f"{role}:{password}")  # type: ignore[index]
+
+
+def _churn(db: Database, mb: int) -> None:
+    for _ in range(mb):
+        db("SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000))")
+
+
+def test_each_missing_privilege_is_named_and_its_statement_mends_it(db: Database) -> None:
+    role = f"r_{db.name}"
+    db(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'; CREATE SCHEMA s; CREATE TABLE s.u (id int PRIMARY KEY)")
+    address = parse_address(_as(db, role))
+    for wanted in ("REPLICATION", "USAGE ON SCHEMA"):
+        halted = _halts(Connector(db, ["t", "s.u"], address=address), "postgresql_privileges")
+        assert wanted in halted.remedy
+        db(halted.remedy.removeprefix("As a superuser: "))
+    with capturing(db, "t", "s.u", address=address) as connector:
+        assert same(connector.caught_up().fold("t"), db.rows("t"))
+        db("GRANT USAGE ON SCHEMA public TO public")
+        assert "secret" not in f"{connector.said}"
+
+
+def test_the_how_tos_role_and_publication_suffice(db: Database) -> None:
+    text = (_PAGES / "how_to" / "capture_postgresql.md").read_text()
+    section = text.partition("## Make a role and a publication")[2]
+    statements = re.search(r"```sql\n(.*?)```", section, re.DOTALL)
+    assert statements is not None
+    system = f"headwater_{db.name}"
+    db(statements[1].replace("headwater_shop", system))
+    db("SELECT slot_name, active, wal_status, pg_size_pretty(safe_wal_size) FROM pg_replication_slots")
+    try:
+        with capturing(db, "t", address=parse_address(_as(db, "headwater", "a-long-secret"))) as connector:
+            connector.caught_up()
+            db("CREATE TABLE later (id int PRIMARY KEY); INSERT INTO t VALUES (3, 'c')")
+            assert same(connector.caught_up().fold("t"), db.rows("t"))
+    finally:
+        db("DROP OWNED BY headwater; DROP ROLE headwater")
+
+
+@pytest.mark.parametrize(
+    ("role", "password", "database", "wanted"),
+    [
+        ("postgres", "wrong", None, "HEADWATER_SHOP_PASSWORD"),
+        ("nobody", "x", None, "HEADWATER_SHOP_PASSWORD"),
+        ("postgres", None, "no_such_database", "HEADWATER_SHOP_URL"),
+    ],
+)
+def test_a_login_that_is_refused(
+    db: Database, role: str, password: str | None, database: str | None, wanted: str
+) -> None:
+    url = db.url if password is None else _as(db, role, password)
+    address = parse_address(url if database is None else url.replace(f"/{db.name}", f"/{database}"))
+    halted = _halts(Connector(db, ["t"], address=address), "postgresql_login")
+    assert wanted in halted.remedy
+    assert (password or "\0") not in f"{halted}".replace("password", "")
+
+
+def test_what_is_no_table(db: Database) -> None:
+    db("CREATE VIEW seen AS SELECT * FROM t; CREATE UNLOGGED TABLE quick (id int PRIMARY KEY)")
+    assert "there is public.t" in f"{_halts(Connector(db, ['tt']), 'postgresql_tables')}"
+    halted = _halts(Connector(db, ["seen", "quick"]), "postgresql_tables")
+    assert "public.seen is a view, public.quick is unlogged" in halted.found
+
+
+def test_a_table_without_identity_is_refused_before_it_is_published(db: Database) -> None:
+    db("CREATE TABLE bare (id int); INSERT INTO bare VALUES (1)")
+    halted = _halts(Connector(db, ["bare"]), "postgresql_replica_identity")
+    assert db("UPDATE bare SET id = 2") == [], "it is still the shop's own"
+    db(halted.remedy.partition("or: ")[2])
+    with capturing(db, "bare") as connector:
+        connector.caught_up()
+
+
+def test_a_publication_that_hides_changes(db: Database) -> None:
+    connector = Connector(db, ["t"]).start().caught_up()
+    publication = f"headwater_{db.name}"
+    db(f"ALTER PUBLICATION {publication} SET (publish = 'insert'); DELETE FROM t WHERE id = 1")
+    halted = connector.until_halted()
+    assert (type(halted), halted.runbook) == (Halt, "postgresql_publication")
+    db(halted.remedy)
+    _goes_on(db, connector)
+    db(f"ALTER PUBLICATION {publication} SET TABLE t WHERE (id > 2)")
+    halted = _halts(Connector(db, ["t"], connector.log), "postgresql_publication")
+    db(halted.remedy.partition(":")[0])
+    _goes_on(db, connector)
+
+
+def test_a_publication_that_was_dropped_while_something_changed(db: Database) -> None:
+    before = _captured(db)
+    db(f"DROP PUBLICATION headwater_{db.name}; UPDATE t SET v = 'unseen'")
+    halted = _halts(Connector(db, ["t"], before.log), "postgresql_publication")
+    assert "--from-scratch" in halted.remedy
+    _goes_on(db, before, _SCRATCH)
+
+
+def test_a_slot_that_was_dropped(db: Database) -> None:
+    before = _captured(db)
+    db(f"SELECT pg_drop_replication_slot('headwater_{db.name}'); DELETE FROM t WHERE id = 1")
+    assert "--from-scratch" in _halts(Connector(db, ["t"], before.log), "postgresql_slot_missing").remedy
+    _goes_on(db, before, _SCRATCH)
+    assert {c["source"]["headwater"]["epoch"] for c in before.changes("t")} == {1, 2}
+
+
+def test_a_slot_that_somebody_else_read(db: Database) -> None:
+    before = _captured(db)
+    db("INSERT INTO t VALUES (3, 'c')")
+    db(f"SELECT pg_replication_slot_advance('headwater_{db.name}', pg_current_wal_lsn())")
+    _halts(Connector(db, ["t"], before.log), "postgresql_slot_ahead")
+    _goes_on(db, before, _SCRATCH)
+
+
+def test_a_slot_of_another_kind(db: Database) -> None:
+    db(f"SELECT pg_create_logical_replication_slot('headwater_{db.name}', 'test_decoding')")
+    halted = _halts(Connector(db, ["t"]), "postgresql_slot_missing")
+    db(halted.remedy.rpartition(": ")[2])
+    with capturing(db, "t") as connector:
+        connector.caught_up()
+
+
+def test_two_connectors_on_one_slot(db: Database) -> None:
+    with capturing(db, "t") as first:
+        first.caught_up()
+        _halts(Connector(db, ["t"]), "postgresql_slot_in_use")
+        assert first.halted is None
+
+
+def test_a_slot_that_the_server_gave_up(db: Database) -> None:
+    before = _captured(db)
+    for _ in range(4):
+        _churn(db, 16)
+        db("SELECT pg_switch_wal(); CHECKPOINT")
+    assert db(f"SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'headwater_{db.name}'") == [("lost",)]
+    halted = _halts(Connector(db, ["t"], before.log), "postgresql_slot_invalidated")
+    db(halted.remedy.partition(",")[0])
+    _goes_on(db, before, _SCRATCH)
+
+
+def test_the_alarm_comes_before_the_bound(db: Database) -> None:
+    with capturing(db, "t") as connector, db.connect() as other:
+        connector.caught_up()
+        other.execute("BEGIN")
+        other.execute("INSERT INTO t VALUES (3, 'long')")
+
+        kept, left = 0, 1
+        while kept < 0.85 * (kept + left):
+            _churn(db, 1)
+            ((kept, left),) = db(
+                "SELECT (pg_current_wal_lsn() - restart_lsn)::int8, safe_wal_size FROM pg_replication_slots "
+                f"WHERE slot_name = 'headwater_{db.name}'"
+            )
+        assert left > 0
+        wait_until(lambda: connector.heard("ALARM: the server keeps"), "the alarm")
+        other.execute("ROLLBACK")
+        assert connector.halted is None
+
+
+def test_an_idle_tables_slot_moves_with_its_busy_neighbours(db: Database, server: Server) -> None:
+    db("CREATE TABLE busy (id int, v text)")
+    with capturing(db, "t") as connector, Database(server, f"{db.name}_sibling") as sibling:
+        connector.caught_up()
+        sibling("CREATE TABLE busy (id int, v text)")
+        for database in (db, sibling):
+            database("INSERT INTO busy SELECT i, repeat('x', 1000) FROM generate_series(1, 3000) i")
+        end = db.end()
+        slot = f"FROM pg_replication_slots WHERE slot_name = 'headwater_{db.name}'"
+        wait_until(lambda: db(f"SELECT confirmed_flush_lsn - '0/0' >= {end} {slot}") == [(True,)], "confirmed")
+        db("CHECKPOINT")  # it writes what the slot needs to move on, as the server does by itself now and then
+        wait_until(lambda: db(f"SELECT restart_lsn - '0/0' >= {end} {slot}") == [(True,)], "nothing is kept")
+        assert connector.changes("busy") == []
+
+
+def _becomes_copy(copy: Server, server: Server) -> None:
+    """Of a stopped server with all it has, slots too."""
+    stop(copy)
+    data = copy.home / "data"
+    shutil.rmtree(data)
+    subprocess.run(["cp", "-a", server.home / "data", data], check=True)
+    shutil.copyfile(server.directory / "admin.password", copy.directory / "admin.password")
+
+
+@contextmanager
+def _running(server: Server, db: Database) -> Iterator[None]:
+    """That server is where the database is."""
+    server = postgresql.start(server.directory)
+    db.url = f"{server.admin_url.rpartition('/')[0]}/{db.name}"
+    db.connection = db.connect()
+    try:
+        yield
+    finally:
+        db.connection.close()
+        stop(server)
+
+
+def test_a_server_with_another_history(tmp_path: Path) -> None:
+    with (
+        started("postgresql", tmp_path / "one", settings={**SETTINGS, "wal_level": "replica"}) as one,
+        started("postgresql", tmp_path / "backup", settings=SETTINGS) as backup,
+        started("postgresql", tmp_path / "standby", settings=SETTINGS) as standby,
+    ):
+        db = Database(one, "shop")
+        db("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')")
+        halted = _halts(Connector(db, ["t"]), "postgresql_settings")
+        assert "wal_level = 'logical'" in halted.remedy
+        db.connection.close()
+        restart(one, SETTINGS)
+        with _running(one, db):
+            before = _captured(db)
+        _becomes_copy(backup, one)
+        _becomes_copy(standby, one)
+        _a_standby_is_promoted(standby, db, before)
+        with _running(one, db):
+            db("INSERT INTO t SELECT i, 'after the backup' FROM generate_series(1000, 9000) i")
+            before = Connector(db, ["t"], before.log).start().caught_up().stop()
+        with _running(backup, db):
+            halted = _halts(Connector(db, ["t"], before.log), "postgresql_server_behind")
+            assert "--from-scratch" in halted.remedy
+            _goes_on(db, before, _SCRATCH)
+
+
+def _a_standby_is_promoted(standby: Server, db: Database, before: Connector) -> None:
+    """Its slot is as far as the primary's was; the log's copy goes on with it."""
+    version = standby.home / "data" / "PG_VERSION"
+    subprocess.run(["cp", "-a", version, version.with_name("standby.signal")], check=True)
+    log = {place: [*kept] for place, kept in before.log.items()}
+    with _running(standby, db), capturing(db, "t", log=log) as connector:
+        wait_until(lambda: connector.heard("waiting for it to be promoted"), "it waits")
+        db("SELECT pg_promote()")
+        db("INSERT INTO t VALUES (2, 'on the next timeline')")
+        assert same(connector.caught_up().fold("t"), db.rows("t"))
+        assert connector.saved["resume"]["timeline"] == 2
+
+
+def test_another_cluster_is_accepted_only_when_told(server: Server, tmp_path: Path) -> None:
+    with Database(server, "shop") as db:
+        db("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')")
+        before = _captured(db)
+    with started("postgresql", tmp_path, settings=SETTINGS) as other, Database(other, "shop") as db:
+        db("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (7, 'another')")
+        assert isinstance(_halts(Connector(db, ["t"], before.log), "another_server"), AnotherServer)
+        _goes_on(db, before, Options(**{**vars(QUICK), "accept_identity": True}))
