@@ -189,7 +189,8 @@ class MysqlSource:
                 raise Retryable(f"the database was silent for {_SILENCE_S:.0f} s")
             return False
         streaming.heard = time.monotonic()
-        streaming.sink.tick()
+        if not stream.clocked:
+            streaming.sink.tick()
         busy = False
         for event in streaming.dump.events():
             busy |= stream.take(event)

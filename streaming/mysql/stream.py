@@ -62,7 +62,7 @@ class Stream:
         # Of the event at hand: when it was written, by which server, where it begins.
         self._when, self._writer, self._start = 0, 0, 0
         # Of the transaction at hand.
-        self._tx, self._begun, self._clocked = _NONE, False, False
+        self._tx, self._begun, self.clocked = _NONE, False, False
         self._group_start, self._commit, self._event_us, self._rows = 0, 0, 0, 0
         self._ends_with_statement = False
         self._savepoints: dict[str, int] = {}
@@ -224,8 +224,8 @@ class Stream:
             self._sink.end(self.place, token)
         else:
             self._sink.advance(self.place, token)
-        if self._clocked:
-            self._clocked = False
+        if self.clocked:
+            self.clocked = False
             self._sink.tick()
 
     def _on_xid(self, _: bytes, __: int, ___: int) -> None:
@@ -427,7 +427,7 @@ class Stream:
             return
         found = orjson.loads(image)
         self._sink.clock(_instant_us(found["event_at"]), _instant_us(found["landed_at"]))
-        self._clocked = True
+        self.clocked = True
 
 
 def _instant_us(value: Any) -> int:

@@ -318,6 +318,7 @@ def test_the_replays_clock_dates_its_transaction(server: Server) -> None:
             "BEGIN",
             "UPDATE headwater_clock SET event_at = '2012-01-01', landed_at = '2012-01-01 00:00:01'",
             "INSERT INTO orders (id) VALUES (2)",
+            "INSERT INTO orders (id) SELECT seq FROM seq_10_to_20000",  # many packets
             "COMMIT",
             "INSERT INTO orders (id) VALUES (3)",
         )
@@ -325,6 +326,7 @@ def test_the_replays_clock_dates_its_transaction(server: Server) -> None:
     found = {c["after"]["id"]: (c["source"]["ts_us"], c["ts_us"]) for _, _, c in changes(log, topic("shop.orders"))}
     assert found[1] == (1293840000500000, 1293926400000000)
     assert found[2] == (1325376000000000, 1325376001000000)
+    assert {found[number] for number in range(10, 20_001)} == {found[2]}
     assert min(found[3]) > 1_700_000_000_000_000
     assert not [name for name, _ in log if "clock" in name]
 
