@@ -74,3 +74,40 @@ def test_versions_end_when_the_table_is_emptied() -> None:
 def test_versions_leave_out_what_was_overtaken() -> None:
     changes: list[Change] = [("u", 1, "b", 1, 5, 2, 0), ("r", 1, "a", 1, 5, 1, 0), ("u", 1, "c", 2, 1, 1, 0)]
     assert [v for v, *_ in rows("versions", changes, "v, known_from")] == ["b", "c"]
+
+
+PROFILE = DBT_PROJECT_DIR / "models" / "features" / "customer" / "features_customer__profile.sql"
+
+
+def test_a_customers_profile_is_null_from_when_the_table_was_emptied() -> None:
+    sql = jinja2.Environment().from_string(PROFILE.read_text(encoding="utf-8")).render(source=lambda *_: "customers")
+    day = [T0 + timedelta(days=n) for n in range(6)]
+    changes = [  # op, customer, country, day, position, partition
+        ("c", 1, "France", 0, 1, 0),
+        ("c", 2, "Eire", 1, 2, 0),
+        ("c", 3, "Spain", 1, 2, 1),  # in a partition of which nothing is known yet
+        ("u", 1, "Norway", 2, 3, 0),
+        ("t", None, None, 3, 4, 0),
+        ("r", 2, "Malta", 3, 4, 0),  # read again at the very instant
+        ("d", 2, None, 4, 5, 0),
+        ("t", None, None, 5, 6, 0),
+    ]
+    with duckdb.connect() as db:
+        db.execute(
+            """CREATE TABLE customers (change_op VARCHAR, customer_id BIGINT, country VARCHAR, registered_at TIMESTAMP,
+            event_at TIMESTAMP, landed_at TIMESTAMP, source_epoch BIGINT, source_position BIGINT, source_order BIGINT,
+            log_partition BIGINT, log_offset BIGINT)"""
+        )
+        db.executemany(
+            "INSERT INTO customers VALUES (?, ?, ?, ?, ?, ?, 1, ?, 0, ?, ?)",
+            [
+                (op, customer, country, T0 if country else None, day[at], day[at], position, partition, offset)
+                for offset, (op, customer, country, at, position, partition) in enumerate(changes)
+            ],
+        )
+        found = db.sql(f"SELECT customer_id, country, created_timestamp FROM ({sql}) ORDER BY 1, 3").fetchall()
+    assert found == [
+        *((1, country, day[at]) for country, at in (("France", 0), ("Norway", 2), (None, 3))),
+        *((2, country, day[at]) for country, at in (("Eire", 1), ("Malta", 3), (None, 4), (None, 5))),
+        (3, "Spain", day[1]),
+    ]
