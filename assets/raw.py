@@ -92,14 +92,13 @@ def _raw_asset(source: Source) -> dg.AssetsDefinition:
         code_version=code_version("streaming"),
     )
     def raw(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult[Any]:
-        from streaming.landing import land
+        from streaming.landing import land, landed_version
 
         watch = Stopwatch()
         report = land(source, platform.log, platform.lake, platform.settings.landing_batch_rows)
         for change in report.schema_changes:
             context.log_event(_schema_event(key, change))
-        quarantine_version = platform.lake.version(keys.quarantine(source.system, source.table))
-        version = f"{report.version}.{quarantine_version if quarantine_version is not None else '-'}"
+        version = str(landed_version(source, platform.lake))
 
         def landed() -> Built:
             return Built(version, {"rows": platform.lake.rows(key), "delta_version": report.version})

@@ -43,6 +43,7 @@ __all__ = [
     "land",
     "land_served",
     "landed_health",
+    "landed_version",
 ]
 
 GROUP = "landing"
@@ -105,6 +106,15 @@ def land(source: Source, log: ChangeLog, lake: Lake, batch_rows: int) -> Landing
     """
     land_schemas(source.system, log, lake)
     return _land(contract_of(source), log, lake, batch_rows, Schemas(source, log))
+
+
+def landed_version(source: Source, lake: Lake) -> str | None:
+    """What has landed of a captured table: another text whenever something has. None before anything has."""
+    contract = contract_of(source)
+    if not lake.exists(contract.table):
+        return None
+    versions = [lake.version(key) for key in (contract.table, contract.quarantine)]
+    return ".".join("-" if version is None else str(version) for version in versions)
 
 
 def land_served(model_name: str, log: ChangeLog, lake: Lake, batch_rows: int = 100_000) -> LandingReport:

@@ -22,7 +22,8 @@ from ml.drift_status import ROWS
 from sensors.changes import build_change_sensor, followed_topics
 from sensors.drift import build_drift_sensor, healed_keys
 from sensors.lag import STALLED_S, build_lag_sensor
-from streaming.landing import GROUP
+from streaming.landing import GROUP, landed_version
+from streaming.landing import land as land_changes
 from streaming.log import TopicPartition
 from streaming.sqlite_log import SqliteLog
 
@@ -238,6 +239,23 @@ def test_changes_ask_for_one_run_of_data_but_not_of_models(location):
     (later,) = location.tick("changes").run_requests
     assert later.run_key != request.run_key
     land(location)
+    assert "everything has landed" in location.tick("changes").skip_message
+
+
+def test_what_a_lander_has_landed_by_itself_asks_for_a_run_too(location):
+    settings = location.settings(1)
+    source = next(source for source in location.catalog.sources if source.table == "orders")
+    arrive(location, "cdc.shop.orders", 2)
+    with SqliteLog(settings.log_path) as log:
+        land_changes(source, log, Lake(settings.lake_dir), 100)
+    assert "everything has landed" in location.tick("changes").skip_message, "no run has ever taken anything"
+    ledger = Ledger(settings.ledger_path)
+    ledger.record("raw/shop/orders", "before", {"version": "0.-"})
+    (request,) = location.tick("changes").run_requests
+    assert request.tags["headwater/cause"] == "landed since the last run: raw.shop.orders"
+    assert location.tick("changes").run_requests == []
+    version = landed_version(source, Lake(settings.lake_dir))
+    ledger.record("raw/shop/orders", "after", {"version": version})
     assert "everything has landed" in location.tick("changes").skip_message
 
 
