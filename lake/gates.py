@@ -164,7 +164,7 @@ def _volume(table: _Table) -> CheckOutcome:
             f"lost {s.pct:.1f} % of {s.of} ({s.quarantined:,} of {s.rows:,} rows) to quarantine, allowed are "
             f"{most_pct:g} %; most often because: {_reasons(table)}"
             for s in shares
-            if s.pct > most_pct
+            if s.pct > most_pct and (s.of == "all" or s.rows < shares[0].rows)
         ]
     message = f"{table.key.dotted} {'; '.join(problems) or f'has {rows:,} rows'}"
     return CheckOutcome("volume", not problems, "block", message, metadata)
