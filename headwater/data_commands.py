@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,9 +15,11 @@ from headwater.session import current_settings, declared_model, expect_writable,
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from catalog.keys import Key
     from catalog.load import Catalog
     from catalog.settings import Settings
     from catalog.spec import Model
+    from lake.as_of import MadeTable
     from ml.feature_plan import FeaturePlan
 
 __all__ = ["features", "predict", "sql"]
@@ -29,11 +32,34 @@ _CUSTOMER = click.option(
 _JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 
 
+class _Instant(click.ParamType[datetime]):
+    """An ISO 8601 instant, as naive UTC."""
+
+    name = "instant"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        from catalog.clock import parse_instant
+
+        try:
+            return parse_instant(value)
+        except ValueError:
+            self.fail(f"found {value!r}, allowed is an ISO 8601 instant such as 2011-09-10T00:00", param, ctx)
+
+
 @click.command()
 @click.argument("query")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @click.option("--version", type=click.IntRange(0), metavar="N", help="The table as it was at Delta version N.")
-def sql(query: str, form: Literal["table", "csv", "json"], version: int | None) -> None:
+@click.option("--as-of", type=_Instant(), metavar="INSTANT", help="What was known then (ISO 8601; UTC by default).")
+@click.option("--event-time", is_flag=True, help="With --as-of: what had happened by then, for all that is known now.")
+def sql(
+    query: str,
+    form: Literal["table", "csv", "json"],
+    *,
+    version: int | None,
+    as_of: datetime | None,
+    event_time: bool,
+) -> None:
     """Read any table with SQL (DuckDB's dialect); nothing can be changed.
 
     A table's name is its asset key with dots: raw.shop.order_lines, staging.shop.orders, marts.sales.purchase_lines,
@@ -44,15 +70,29 @@ def sql(query: str, form: Literal["table", "csv", "json"], version: int | None) 
       headwater sql "SELECT count(*) FROM marts.sales.purchase_lines"
       headwater sql "SELECT * FROM predictions.churn.scores" --format csv > scores.csv
       headwater sql "SELECT count(*) FROM marts.sales.orders" --version 3
+      headwater sql "SELECT count(*) FROM marts.sales.orders" --as-of 2011-09-10T00:00
     """
     from lake import Lake
+    from lake.as_of import AsOf
     from lake.query import format_rows
     from lake.query import query as read
 
-    lake = Lake(current_settings().lake_dir)
+    if as_of is not None and version is not None:
+        raise click.UsageError("found --as-of and --version, allowed is one of them")
+    if event_time and as_of is None:
+        raise click.UsageError("found --event-time without --as-of, which says the instant")
+    settings = current_settings()
+    lake = Lake(settings.lake_dir)
     if not lake.root.exists():
         raise NotThereYet(f"no tables at {lake.root}: run `headwater run` first")
-    click.echo(format_rows(read(lake, query, version=version), form))
+
+    def tables() -> Mapping[Key, MadeTable]:
+        from lake.dbt_compiled import compiled_tables
+
+        return compiled_tables(settings.home / "dbt" / "compiled.json")
+
+    asked = None if as_of is None else AsOf(as_of, event_time, tables)
+    click.echo(format_rows(read(lake, query, version=version, as_of=asked), form))
 
 
 @click.group()

@@ -26,6 +26,7 @@ import duckdb
 import pyarrow as pa
 
 from catalog.keys import Key
+from lake.as_of import AsOf, connect_as_of, tables_named
 from lake.tables import Lake, LakeError
 
 __all__ = ["FORMATS", "Format", "QueryError", "ReadOnlyError", "UnknownTableError", "format_rows", "query"]
@@ -56,15 +57,15 @@ class UnknownTableError(QueryError):
     """A table that the statement names is not in the lake."""
 
 
-def query(lake: Lake, sql: str, *, version: int | None = None) -> pa.Table:
+def query(lake: Lake, sql: str, *, version: int | None = None, as_of: AsOf | None = None) -> pa.Table:
     """Run one statement that reads. Returns its rows; a column may bear the name of another.
 
-    With `version` the one table that it names is read at that Delta version.
-    Raises ReadOnlyError, UnknownTableError, UnknownVersionError, else QueryError with DuckDB's message.
+    With `version` the one table that it names is read at that Delta version, with `as_of` all are as of that instant.
+    Raises ReadOnlyError, UnknownTableError, UnknownVersionError, NoHistoryError, else QueryError with DuckDB's message.
     """
     try:
         statement = _reading(sql)
-        with lake.connect(versions=_versions(lake, statement, version)) as db:
+        with _connect(lake, statement, version, as_of) as db:
             _lock(db, lake)
             return db.sql(_TABLE_LIST if _SHOW_TABLES.fullmatch(statement) else statement).to_arrow_table()
     except duckdb.PermissionException as error:
@@ -75,13 +76,17 @@ def query(lake: Lake, sql: str, *, version: int | None = None) -> pa.Table:
         raise QueryError(str(error)) from None
 
 
+def _connect(lake: Lake, statement: str, version: int | None, as_of: AsOf | None) -> duckdb.DuckDBPyConnection:
+    if as_of is None or _SHOW_TABLES.fullmatch(statement):
+        return lake.connect(versions=_versions(lake, statement, version))
+    return connect_as_of(lake, tables_named(statement), as_of)
+
+
 def _versions(lake: Lake, statement: str, version: int | None) -> dict[Key, int]:
     """The version of the table that the statement names. Raises QueryError when there are several, or none."""
     if version is None:
         return {}
-    with duckdb.connect() as db:
-        named = {name.lower().replace('"', "") for name in db.get_table_names(statement, qualified=True)}
-    tables = [key for key in sorted(lake.keys()) if key.dotted in named]
+    tables = [key for key in sorted(tables_named(statement)) if lake.exists(key)]
     if len(tables) != 1:
         found = ", ".join(key.dotted for key in tables) or "none"
         raise QueryError(f"a version belongs to one table: the statement has to name exactly one, found {found}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from catalog.keys import Key
 from lake import Lake
+from lake.as_of import AsOf, MadeTable, NoHistoryError, tables_named
 from lake.query import QueryError, ReadOnlyError, UnknownTableError, format_rows, query
 from lake.tables import UnknownVersionError
 
@@ -189,3 +191,83 @@ def test_a_table_is_read_at_an_earlier_version(tmp_path: Path) -> None:
         query(lake, read, version=9)
     with pytest.raises(QueryError, match=r"exactly one, found marts\.sales\.other, marts\.sales\.past"):
         query(lake, "SELECT * FROM marts.sales.past, marts.sales.other", version=0)
+
+
+def as_of(text: str, *, event_time: bool = False, tables: Mapping[Key, MadeTable] | None = None) -> AsOf:
+    return AsOf(datetime.fromisoformat(text), event_time, lambda: tables or {})
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Lake:
+    """Change 1 happened and landed on the 1st; change 2 happened on the 2nd and landed on the 3rd."""
+    lake = Lake(tmp_path / "lake")
+    landed, happened = [datetime(2024, 1, 1), datetime(2024, 1, 3)], [datetime(2024, 1, 1), datetime(2024, 1, 2)]
+    lake.append(LINES, pa.table({"quantity": [1, 2], "landed_at": landed, "event_at": happened}))
+    lake.append(Key("quarantine", "shop", "order_lines"), pa.table({"reason": ["a", "b"], "landed_at": landed}))
+    lake.append(Key("predictions", "churn", "served"), pa.table({"landed_at": landed, "served_at": happened}))
+    lake.append(Key("predictions", "churn", "scores"), pa.table({"prediction": [0.5]}))
+    lake.append(Key("models", "churn", "training_set"), pa.table({"landed_at": landed}))
+    return lake
+
+
+@pytest.mark.parametrize("table", ["raw.shop.order_lines", "quarantine.shop.order_lines", "predictions.churn.served"])
+@pytest.mark.parametrize(
+    ("instant", "rows"), [("2023-12-31", 0), ("2024-01-01", 1), ("2024-01-02T23:59", 1), ("2024-01-03", 2)]
+)
+def test_what_was_known_by_an_instant(history: Lake, table: str, instant: str, rows: int) -> None:
+    assert query(history, f"SELECT * FROM {table}", as_of=as_of(instant)).num_rows == rows
+
+
+@pytest.mark.parametrize("table", ['RAW.shop."order_lines"', "predictions . churn . served"])
+def test_what_had_happened_by_an_instant(history: Lake, table: str) -> None:
+    assert query(history, f"FROM {table}", as_of=as_of("2024-01-02", event_time=True)).num_rows == 2
+
+
+@pytest.mark.parametrize(
+    ("sql", "event_time", "named"),
+    [
+        ("FROM models.churn.training_set", False, "models.churn.training_set: found no history by knowledge time"),
+        ("FROM predictions.churn.scores", False, "predictions.churn.scores: found no history by knowledge time"),
+        ("FROM quarantine.shop.order_lines", True, "quarantine.shop.order_lines: found no history by event time"),
+    ],
+)
+def test_what_has_no_history_is_refused(history: Lake, sql: str, event_time: bool, named: str) -> None:
+    with pytest.raises(NoHistoryError, match=named):
+        query(history, sql, as_of=as_of("2024-01-02", event_time=event_time))
+
+
+def test_a_made_table_is_made_of_what_was_known(history: Lake) -> None:
+    staging, mart = Key("staging", "shop", "lines"), Key("marts", "sales", "lines")
+    made = {
+        staging: MadeTable('SELECT * FROM "warehouse"."raw_shop"."order_lines"', (LINES,)),
+        mart: MadeTable('SELECT sum(quantity) AS n FROM "warehouse"."staging_shop"."lines"', (staging,)),
+    }
+    asked = "SELECT n, (SELECT count(*) FROM raw.shop.order_lines) AS rows FROM marts.sales.lines"
+    for instant, found in (("2024-01-02", {"n": 1, "rows": 1}), ("2024-01-03", {"n": 3, "rows": 2})):
+        assert query(history, asked, as_of=as_of(instant, tables=made)).to_pylist() == [found]
+
+
+def test_nothing_but_what_is_named_can_be_read_as_of_an_instant(history: Lake) -> None:
+    for asked in ("FROM raw.shop.nothing", "FROM marts.sales.orders", "FROM query_table('raw.shop.order_lines')"):
+        with pytest.raises(QueryError):
+            query(history, asked, as_of=as_of("2024-01-02"))
+    assert query(history, "SHOW TABLES", as_of=as_of("2024-01-02")).num_rows == 5
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("FROM raw.shop.orders JOIN marts.sales.orders USING (a)", {"raw.shop.orders", "marts.sales.orders"}),
+        ("PIVOT raw.shop.orders ON a USING count(*)", {"raw.shop.orders"}),
+        ("SELECT 'raw.shop.a it''s raw.shop.b' -- raw.shop.c\n/* raw.shop.d */ FROM x.raw.shop.e, raw.shop", set()),
+        ('SELECT marts.sales.orders.a FROM "Marts"."sales".orders', {"marts.sales.orders"}),
+    ],
+)
+def test_the_tables_that_a_statement_names(statement: str, named: set[str]) -> None:
+    assert {key.dotted for key in tables_named(statement)} == named
+
+
+def test_a_version_of_a_table_that_is_joined_by_name(lake: Lake) -> None:
+    lake.append(LINES, pa.table({"invoice_no": ["3"], "quantity": [5]}))
+    asked = "SELECT * FROM raw.shop.order_lines a JOIN raw.shop.order_lines b USING (invoice_no)"
+    assert query(lake, asked, version=0).num_rows == 2
