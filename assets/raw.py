@@ -52,6 +52,7 @@ def stream_assets(catalog: Catalog, settings: Settings) -> dg.AssetsDefinition:
         except (ReplayError, RetailFileError, CaptureError) as error:
             raise dg.Failure(f"stream/shop/*: {error}", allow_retries=False) from error
         share = {name: round(value / len(catalog.sources), 3) for name, value in watch.metadata().items()}
+        connectors = _connectors(catalog, platform.settings) if platform.settings.shop_url else {}
         for source in catalog.sources:
             topic = keys.cdc_topic(source.system, source.table)
             yield dg.MaterializeResult(
@@ -60,12 +61,30 @@ def stream_assets(catalog: Catalog, settings: Settings) -> dg.AssetsDefinition:
                     "appended": report.appended[topic],
                     "now": str(report.now),
                     "rebuilt": report.appended[topic] > 0,
+                    **connectors.get(source.system, {}),
                     **share,
                 },
                 data_version=dg.DataVersion("-".join(map(str, report.ends[topic]))),
             )
 
     return replay
+
+
+def _connectors(catalog: Catalog, settings: Settings) -> dict[str, dict[str, Any]]:
+    """What each system's connector says of itself."""
+    from streaming.stream_status import source_state
+
+    states = [source_state(settings, system) for system in dict.fromkeys(s.system for s in catalog.sources)]
+    numbers = ("sent_rows", "behind_bytes", "retained_bytes", "limit_bytes")
+    return {
+        state.system: {
+            "position": dict(state.position),
+            "epoch": state.epoch,
+            "last_event": str(state.last_event_at),
+            **{name: value for name in numbers if (value := getattr(state, name)) is not None},
+        }
+        for state in states
+    }
 
 
 def raw_assets(catalog: Catalog) -> list[dg.AssetsDefinition]:
@@ -93,6 +112,7 @@ def _raw_asset(source: Source) -> dg.AssetsDefinition:
     )
     def raw(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult[Any]:
         from streaming.landing import land, landed_version
+        from streaming.stream_status import landing_state
 
         watch = Stopwatch()
         report = land(source, platform.log, platform.lake, platform.settings.landing_batch_rows)
@@ -104,8 +124,11 @@ def _raw_asset(source: Source) -> dg.AssetsDefinition:
             return Built(version, {"rows": platform.lake.rows(key), "delta_version": report.version})
 
         result = build(context, platform, key, {"landed": version}, landed)
-        new = {"landed": report.landed, "quarantined": report.quarantined}
-        return result._replace(metadata={**(result.metadata or {}), **new, **watch.metadata()})
+        new = {"landed": report.landed, "quarantined": report.quarantined, "repeated": report.repeated}
+        state = landing_state(source, platform.log, platform.lake, platform.clock.now())
+        behind = {"lag_rows": state.lag_rows, "lag_bytes": state.lag_bytes, "lag_s": state.lag_s}
+        totals = {"quarantined_rows": state.quarantined_rows, "position": dict(state.position)}
+        return result._replace(metadata={**(result.metadata or {}), **new, **behind, **totals, **watch.metadata()})
 
     return raw
 

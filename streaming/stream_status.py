@@ -15,12 +15,21 @@ from catalog import keys
 from catalog.keys import Key
 from catalog.load import Catalog
 from catalog.settings import Settings
+from catalog.spec import Source
 from lake import Lake
 from streaming.capture.service import last_status
 from streaming.landing import GROUP
 from streaming.log import ChangeLog, TopicPartition
 
-__all__ = ["ConsumerState", "SourceState", "StreamStatus", "prometheus_text", "stream_status"]
+__all__ = [
+    "ConsumerState",
+    "SourceState",
+    "StreamStatus",
+    "landing_state",
+    "prometheus_text",
+    "source_state",
+    "stream_status",
+]
 
 # A connector writes its status once a second; a consumer is stalled when what it has not read is older than this.
 _SILENT_S, _STALLED_S = 10.0, 60.0
@@ -90,11 +99,12 @@ def stream_status(settings: Settings, catalog: Catalog, log: ChangeLog, lake: La
     Raises LogError when the log cannot be asked.
     """
     systems = dict.fromkeys(source.system for source in catalog.sources)
-    sources = [_source(settings, system) for system in systems] if settings.shop_url else []
+    sources = [source_state(settings, system) for system in systems] if settings.shop_url else []
     return StreamStatus(now, sources, list(_consumers(catalog, log, lake, now)))
 
 
-def _source(settings: Settings, system: str) -> SourceState:
+def source_state(settings: Settings, system: str) -> SourceState:
+    """What the system's connector last said of itself, and whether it still runs."""
     found = last_status(settings, system)
     if found is None:
         return SourceState(
@@ -144,13 +154,17 @@ def _source_problem(found: Mapping[str, Any], system: str, silent: timedelta) ->
 
 
 def _consumers(catalog: Catalog, log: ChangeLog, lake: Lake, now: datetime) -> Iterator[ConsumerState]:
-    for source in catalog.sources:
-        topic = keys.cdc_topic(source.system, source.table)
-        table, quarantine = keys.raw(source.system, source.table), keys.quarantine(source.system, source.table)
-        yield _consumer(log, lake, topic, table, quarantine, now)
+    yield from (landing_state(source, log, lake, now) for source in catalog.sources)
     for model in catalog.models:
         served, quarantine = keys.served(model.name), keys.quarantine("predictions", model.name)
         yield _consumer(log, lake, keys.served_topic(model.name), served, quarantine, now)
+
+
+def landing_state(source: Source, log: ChangeLog, lake: Lake, now: datetime) -> ConsumerState:
+    """How far the landing of one captured table is. Raises LogError."""
+    topic = keys.cdc_topic(source.system, source.table)
+    table, quarantine = keys.raw(source.system, source.table), keys.quarantine(source.system, source.table)
+    return _consumer(log, lake, topic, table, quarantine, now)
 
 
 def _consumer(log: ChangeLog, lake: Lake, topic: str, table: Key, quarantine: Key, now: datetime) -> ConsumerState:
