@@ -9,6 +9,7 @@ Errors: LakeError
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -151,8 +152,19 @@ class Lake:
     def compact(self, key: Key) -> int:
         """Join small files where there are many of a size. Returns how many files it did away with.
 
-        What is read meanwhile is not disturbed, and old versions keep their files.
+        What is read meanwhile is not disturbed, and old versions keep their files. Nothing is done while another
+        process does it: Delta lets both commit, and every row is there twice from then on.
         """
+        lock = self.root / ".locks" / f"{key.dotted}.compaction.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("a") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return 0
+            return self._compact(key)
+
+    def _compact(self, key: Key) -> int:
         table, before = self.table(key), 0
         sizes = pa.table(table.get_add_actions())["size_bytes"].to_pylist()
         for target in _TIERS:
