@@ -40,6 +40,10 @@ class Databases:
         url: str = self.server.admin_url
         return f"{url.rpartition('/')[0]}/shop{self.made}"
 
+    def new_without_password(self) -> tuple[str, str]:
+        """The URL, and the password that belongs into the settings."""
+        return without_password(self.new())
+
 
 @contextmanager
 def running(name: str, directory: Path) -> Iterator[Databases]:
@@ -52,14 +56,19 @@ def hashes(url: str) -> Hashes:
     return {table.name: content_hash(source_rows(url, table.name)) for table in SHOP}
 
 
-def command(url: str, home: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADWATER_")}
+def without_password(url: str) -> tuple[str, str]:
     place, _, host = url.rpartition("@")
     scheme, _, account = place.partition("://")
     user, _, password = account.partition(":")
+    return f"{scheme}://{user}@{host}", password
+
+
+def command(url: str, home: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADWATER_")}
+    place, password = without_password(url)
     environment |= {"HEADWATER_HOME": str(home), "HEADWATER_SHOP_PASSWORD": password}
     return subprocess.Popen(
-        [BIN / "headwater", "shop", *arguments, "--url", f"{scheme}://{user}@{host}"],
+        [BIN / "headwater", "shop", *arguments, "--url", place],
         env={**environment, "HEADWATER_SIMULATOR_LINES": "6000", "HEADWATER_SIMULATOR_SEED": "5"},
         stderr=subprocess.PIPE,
         text=True,
