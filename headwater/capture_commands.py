@@ -121,6 +121,9 @@ def _show(found: StreamStatus) -> None:
         columns,
         [[c.topic, c.table, c.rows, c.quarantined_rows, c.lag_rows, c.lag_bytes, c.lag_s] for c in found.consumers],
     )
+    if dead := [[d.system, table, count] for d in found.dead_letters for table, count in d.waiting.items()]:
+        click.echo()
+        show_table(["system", "table", "dead letters"], dead)
 
 
 def _say(text: str, **more: str) -> None:

@@ -26,14 +26,15 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def _selecting(command: Callable[..., None]) -> Callable[..., None]:
     table = click.option("--table", help="Only of this table.")
     reason = click.option("--reason", metavar="TEXT", help="Only whose reason has this text in it.")
-    return table(reason(command))
+    quarantine = click.option("--quarantine", is_flag=True, help="What is in the tables' quarantine instead.")
+    return table(reason(quarantine(command)))
 
 
 @click.group()
 def dlq() -> None:
-    """Records that could not be carried into the lake at all: see why, and put them through again.
+    """Records that could not be carried into the lake: see why, and put them through again.
 
-    A row that broke its table's contract is no dead letter: it is in the table's quarantine.
+    A record that broke its table's contract is in the table's quarantine; --quarantine is about those.
     """
 
 
@@ -42,16 +43,21 @@ def dlq() -> None:
 @_selecting
 @click.option("--all", "replayed_too", is_flag=True, help="With those that were put through again already.")
 @_JSON
-def list_(system: str, *, table: str | None, reason: str | None, replayed_too: bool, as_json: bool) -> None:
+def list_(
+    system: str, *, table: str | None, reason: str | None, quarantine: bool, replayed_too: bool, as_json: bool
+) -> None:
     """The dead letters of SYSTEM (shop), oldest first.
 
     \b
     Examples:
       headwater dlq list shop
       headwater dlq list shop --table orders --reason "too large"
+      headwater dlq list shop --quarantine --table orders
     """
     with _open_log() as log:
-        found = [each for each in _selected(log, system, table, reason) if replayed_too or not each.replayed]
+        found = [
+            each for each in _selected(log, system, table, reason, quarantine) if replayed_too or not each.replayed
+        ]
     rows = [_summary(each) for each in found]
     if as_json:
         show_json(rows)
@@ -90,7 +96,9 @@ def show(system: str, letter: str, *, as_json: bool) -> None:
 @click.argument("chosen", metavar="[LETTER]...", nargs=-1)
 @_selecting
 @click.option("--yes", is_flag=True, help="Do it; without this it only says what it would do.")
-def replay(system: str, chosen: tuple[str, ...], *, table: str | None, reason: str | None, yes: bool) -> None:
+def replay(
+    system: str, chosen: tuple[str, ...], *, table: str | None, reason: str | None, quarantine: bool, yes: bool
+) -> None:
     """Put dead letters of SYSTEM through again, once what kept them was mended.
 
     Their records go to the end of their topic, each once however often this is done.
@@ -99,17 +107,21 @@ def replay(system: str, chosen: tuple[str, ...], *, table: str | None, reason: s
     Examples:
       headwater dlq replay shop --table orders
       headwater dlq replay shop --table orders --yes
+      headwater dlq replay shop --quarantine --table orders --yes
     """
+    from streaming.dead_letters import put
     from streaming.dead_letters import replay as put_through
     from streaming.open_log import open_writer
 
     with _open_log() as log:
-        found = [_named(log, system, name) for name in chosen] or _selected(log, system, table, reason)
+        found = [_named(log, system, name) for name in chosen] or _selected(log, system, table, reason, quarantine)
         waiting = [each for each in found if not each.replayed]
         if not yes:
             say(f"headwater: {len(waiting)} records would be put through again; --yes does it")
             return
         with closing(open_writer(current_settings())) as writer:
+            put([each for each in waiting if each.origin.offset is not None], writer)  # from quarantine: now letters
+            writer.flush()
             done = put_through(waiting, log, writer, time.time_ns() // 1_000)
     say(f"headwater: {done.sent} records were put through again, {done.already_there} had been before")
 
@@ -125,25 +137,37 @@ def _open_log() -> Iterator[ChangeLog]:
         yield log
 
 
-def _selected(log: ChangeLog, system: str, table: str | None, reason: str | None) -> list[DeadLetter]:
+def _selected(log: ChangeLog, system: str, table: str | None, reason: str | None, quarantine: bool) -> list[DeadLetter]:
     from streaming.dead_letters import letters
 
+    known = letters(log, system)
+    if quarantine:
+        by_id = {each.id: each for each in known}
+        return [by_id.get(each.id, each) for each in _quarantined(system, table, reason)]
     return [
         each
-        for each in letters(log, system)
+        for each in known
         if (table is None or each.origin.table == table) and (reason is None or reason in each.reason)
     ]
+
+
+def _quarantined(system: str, table: str | None = None, reason: str | None = None) -> list[DeadLetter]:
+    from lake import Lake
+    from streaming.dead_letters import quarantined
+
+    return quarantined(Lake(current_settings().lake_dir), system, table=table, reason=reason or "")
 
 
 def _named(log: ChangeLog, system: str, name: str) -> DeadLetter:
     from streaming.dead_letters import DeadLetterError, letters
 
-    found = next((each for each in letters(log, system) if each.id == name), None)
-    if found is None:
-        raise DeadLetterError(
-            f"there is no dead letter {name} of {system}: `headwater dlq list {system} --all` has all"
-        )
-    return found
+    for each in (*letters(log, system), *_quarantined(system)):
+        if each.id == name:
+            return each
+    raise DeadLetterError(
+        f"there is no dead letter {name} of {system}: `headwater dlq list {system} --all` has all, and with "
+        "--quarantine what is in the tables' quarantine"
+    )
 
 
 def _summary(letter: DeadLetter) -> dict[str, Any]:

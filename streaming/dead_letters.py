@@ -1,9 +1,10 @@
 """Dead letters: records that could not be carried at all, kept whole in the topic `dlq.<system>` until they can be.
 
-A row that breaks its table's contract is in quarantine, in the lake. Here is what never got that far: a record that the
-log does not take for its size, a value that nobody can parse, changes of a table whose schema became incompatible. Each
-is kept with its reason, where it came from and when, and under a name that follows from that, so that whoever crashes
-and says it again says nothing new.
+What never got into the log, for its size, is a dead letter at once: the connector says so and goes on. What got into it
+but cannot land (it breaks its table's contract, nobody can parse it, its table's schema became incompatible) is in the
+table's quarantine, in the lake, whole; it becomes a letter when it is put through again. Each is kept with its reason,
+where it came from and when, and under a name that follows from that, so that whoever crashes and says it again says
+nothing new.
 
 A letter is cut into records of a size that any log takes. What became of it is told by later records of the same key:
 `putting` (where its topic ended before it was put through again), `replayed`. A replay that was interrupted looks from
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from streaming.record_text import to_bytes, to_text
 
 if TYPE_CHECKING:
+    from lake.tables import Lake
     from streaming.log import ChangeLog
     from streaming.log_writer import LogWriter
 
@@ -37,6 +39,7 @@ __all__ = [
     "dlq_topic",
     "letters",
     "put",
+    "quarantined",
     "replay",
 ]
 
@@ -102,9 +105,13 @@ def dlq_topic(system: str) -> str:
 def dead_letter(
     origin: Origin, reason: str, *, key: bytes | None, value: bytes | None, timestamp_us: int, at_us: int
 ) -> DeadLetter:
-    """A letter, under the name that the same record always gets. `timestamp_us`: the record's own time. Pure."""
+    """A letter, under the name that the same record always gets. `timestamp_us`: the record's own time. Pure.
+
+    A change has the same position whenever it is captured again, but other times in its value.
+    """
     place = [origin.topic, origin.partition, origin.offset, origin.position]
-    content = [None if each is None else hashlib.sha256(each).hexdigest() for each in (key, value)]
+    told = (key,) if origin.position and key is not None else (key, value)
+    content = [None if each is None else hashlib.sha256(each).hexdigest() for each in told]
     name = hashlib.sha256(json.dumps([place, content]).encode()).hexdigest()[:16]
     return DeadLetter(name, origin, reason, at_us, timestamp_us, key, value)
 
@@ -126,6 +133,31 @@ def letters(log: ChangeLog, system: str) -> list[DeadLetter]:
             known.setdefault(key or "", _Pieces()).add(json.loads(value or "{}"))
     found = [letter for name, pieces in known.items() if (letter := pieces.letter(name, system)) is not None]
     return sorted(found, key=lambda letter: (letter.at_us, letter.id))
+
+
+def quarantined(lake: Lake, system: str, *, table: str | None = None, reason: str = "") -> list[DeadLetter]:
+    """What is in the quarantine of a system's tables, or one's, as the letters that it would be; by a reason's text."""
+    from lake.tables import quoted
+
+    found: list[DeadLetter] = []
+    tables = [key for key in sorted(lake.keys()) if key[:2] == ("quarantine", system) and table in (None, key.name)]
+    for key in tables:
+        with lake.connect([key]) as db:
+            rows = db.execute(
+                f"""SELECT topic, log_partition, log_offset, reason, coalesce(epoch_us(landed_at), 0), key, value
+                FROM {quoted(key)} WHERE contains(reason, ?) ORDER BY log_partition, log_offset""",
+                [reason],
+            ).fetchall()
+        found += [_of_row(system, *row) for row in rows]
+    return found
+
+
+def _of_row(
+    system: str, topic: str, partition: int, offset: int, reason: str, at_us: int, key: str | None, value: str | None
+) -> DeadLetter:
+    raw = _raw(key), _raw(value)
+    origin = Origin(system, topic, partition, offset)
+    return dead_letter(origin, reason, key=raw[0], value=raw[1], timestamp_us=at_us, at_us=at_us)
 
 
 def replay(found: Sequence[DeadLetter], log: ChangeLog, writer: LogWriter, at_us: int) -> Replayed:

@@ -71,7 +71,10 @@ def refusal(
         shown = "none" if key is None else key[:_KEY_SHOWN].decode(errors="replace")
         return RecordTooLargeError(
             f"{where}: the record with key {shown} has {size} bytes; it, or the batch that it began, was refused: "
-            f"{said}. Allowed are {MAX_RECORD_BYTES}, if the topic's max.message.bytes is larger than that: raise it"
+            f"{said}. Allowed are {MAX_RECORD_BYTES}, if the topic's max.message.bytes is larger than that: raise it",
+            topic=topic or "",
+            key=key,
+            size=size,
         )
     if code in _NOT_ALLOWED:
         return LogAddressError(

@@ -20,12 +20,16 @@ from streaming.kafka_config import MAX_RECORD_BYTES, KafkaAddress, TopicShape, c
 from streaming.kafka_refusals import LOGGER, refusal
 from streaming.kafka_tails import Tails
 from streaming.kafka_topics import make_missing, topic_partitions
-from streaming.log_writer import LogError, Record, RetryableLogError
+from streaming.log_writer import LogError, Record, RecordTooLargeError, RetryableLogError
 
 __all__ = ["KafkaWriter"]
 
 _PATIENCE_S = 15.0
 _POLL_S = 0.05
+# Nothing is sent behind a record that a broker may refuse until it is there. A broker that has not heard of a producer
+# takes its second batch although it has refused the first: the record would be missing before later ones. Batches of
+# smaller records stay below this size.
+_ALONE_BYTES = 900_000
 # lz4 takes less CPU than sending what it saves, on the broker too; zstd costs a quarter more.
 _OPTIONS: Mapping[str, str | int | bool] = {
     "client.id": "headwater",
@@ -91,7 +95,7 @@ class KafkaWriter:
     def send(
         self, topic: str, key: bytes | None, value: bytes | None, timestamp_us: int, partition: int | None = None
     ) -> None:
-        """Queue a record; waits while 32 MiB or 50,000 records are queued.
+        """Queue a record; waits while 32 MiB or 50,000 records are queued, and until one of a megabyte is there.
 
         `timestamp_us` is kept in whole milliseconds and is at least one (librdkafka takes 0 for now). Raises
         RecordTooLargeError (the record was not queued, the writer goes on), RetryableLogError.
@@ -102,6 +106,8 @@ class KafkaWriter:
             )
         except (BufferError, KafkaException):
             self._send_patiently(topic, key, value, timestamp_us // 1000 or 1, -1 if partition is None else partition)
+        if value is not None and len(value) > _ALONE_BYTES:
+            self.flush()
 
     def flush(self) -> None:
         """Return when everything sent is on a majority of its brokers.
@@ -167,11 +173,9 @@ class KafkaWriter:
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         """Only for what was not delivered; the first says why, the others follow from it."""
         if error is not None and self._failure is None:
-            self._spent(
-                refusal(
-                    error, self._address, topic=message.topic(), key=message.key(), size=len(message.value() or b"")
-                )
-            )
+            key, value = message.key(), message.value()
+            size = len(key or b"") + len(value or b"")
+            self._spent(refusal(error, self._address, topic=message.topic(), key=key, size=size))
 
     def _on_problem(self, error: KafkaError) -> None:
         """Connections that fail, which librdkafka goes on to try, and what stopped it, which it says for ever."""
@@ -194,6 +198,8 @@ class KafkaWriter:
 
     def _spent(self, error: LogError) -> LogError:
         """Nothing is sent from now on."""
+        if isinstance(error, RecordTooLargeError):
+            error.spent = True
         if self._failure is None:
             self._failure, self._produce = error, _full
             self._producer.purge(blocking=False)

@@ -64,7 +64,16 @@ class OffsetDeletedError(OffsetOutOfRangeError):
 
 
 class RecordTooLargeError(PermanentLogError):
-    """The log does not take a record of that size; the message names its key."""
+    """The log does not take a record of that size; the message names its key.
+
+    `size` in bytes, of key and value. `spent`: it was found out after it was queued, and the writer is spent; else the
+    record was not queued, and the writer goes on.
+    """
+
+    def __init__(self, message: str, *, topic: str, key: bytes | None, size: int) -> None:
+        super().__init__(message)
+        self.topic, self.key, self.size = topic, key, size
+        self.spent = False
 
 
 class BatchShapeError(PermanentLogError):

@@ -6,6 +6,7 @@ asked whether they run or not, from any process of the same HEADWATER_HOME.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from catalog.settings import Settings
 from catalog.spec import Source
 from lake import Lake
 from streaming.capture.service import last_status
+from streaming.dead_letters import letters
 from streaming.landing import GROUP
 from streaming.log import ChangeLog, TopicPartition
 
@@ -74,18 +76,30 @@ class ConsumerState:
 
 
 @dataclass(frozen=True)
+class DeadLettersState:
+    """The dead letters of one system that were not put through again yet, by table."""
+
+    system: str
+    waiting: Mapping[str, int]
+    problem: str | None
+    remedy: str | None
+
+
+@dataclass(frozen=True)
 class StreamStatus:
     """All of it at one instant."""
 
     at: datetime
     sources: Sequence[SourceState]
     consumers: Sequence[ConsumerState]
+    dead_letters: Sequence[DeadLettersState]
 
     @property
     def problems(self) -> list[str]:
         """A line for each thing that is wrong, with what to do."""
         found = [(f"source {s.system}", s.problem, s.remedy) for s in self.sources]
         found += [(f"{c.group} of {c.topic}", c.problem, c.remedy) for c in self.consumers]
+        found += [(f"dead letters of {d.system}", d.problem, d.remedy) for d in self.dead_letters]
         return [f"{who}: {problem}. {remedy or ''}".rstrip() for who, problem, remedy in found if problem]
 
     def as_json(self) -> dict[str, Any]:
@@ -100,7 +114,22 @@ def stream_status(settings: Settings, catalog: Catalog, log: ChangeLog, lake: La
     """
     systems = dict.fromkeys(source.system for source in catalog.sources)
     sources = [source_state(settings, system) for system in systems] if settings.shop_url else []
-    return StreamStatus(now, sources, list(_consumers(catalog, log, lake, now)))
+    dead = [_dead_letters(log, system) for system in systems]
+    return StreamStatus(now, sources, list(_consumers(catalog, log, lake, now)), dead)
+
+
+def _dead_letters(log: ChangeLog, system: str) -> DeadLettersState:
+    waiting = Counter(letter.origin.table for letter in letters(log, system) if not letter.replayed)
+    if not waiting:
+        return DeadLettersState(system, {}, None, None)
+    where = ", ".join(f"{count} of {table}" for table, count in sorted(waiting.items()))
+    return DeadLettersState(
+        system,
+        dict(waiting),
+        f"{sum(waiting.values())} records could not be carried ({where})",
+        f"`headwater dlq list {system}` says why; what was mended goes through with `headwater dlq replay {system} "
+        "--yes` (docs/how_to/dead_letters.md)",
+    )
 
 
 def source_state(settings: Settings, system: str) -> SourceState:
@@ -229,4 +258,6 @@ def prometheus_text(status: StreamStatus) -> str:
     family("landed_rows", "Rows of the table.", [(at, c.rows) for at, c in consumers])
     family("quarantined_rows", "Rows in quarantine.", [(at, c.quarantined_rows) for at, c in consumers])
     family("consumer_problem", "Whether something is wrong.", [(at, float(bool(c.problem))) for at, c in consumers])
+    dead = [({"system": d.system, "table": t}, n) for d in status.dead_letters for t, n in d.waiting.items()]
+    family("dead_letters", "Records that wait to be put through again.", dead)
     return "\n".join(lines) + "\n"

@@ -7,6 +7,7 @@ holds, and the database never keeps less than the checkpoint needs.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -22,7 +23,7 @@ from streaming.capture.sink import Sink
 from streaming.capture.snapshot import Snapshotter
 from streaming.capture.source import Retained, Source
 from streaming.capture.tables import SchemaHistory, TableSchema, schemas_topic
-from streaming.log_writer import LogWriter, RetryableLogError
+from streaming.log_writer import LogWriter, RecordTooLargeError, RetryableLogError
 
 __all__ = ["Capture", "Options", "Status"]
 
@@ -81,6 +82,8 @@ class Capture:
         self._source, self._open_writer, self._options = source, open_writer, options
         self._topic, self._database, self._say, self._publish = topic, database, say, publish
         self.from_scratch = options.from_scratch
+        # By topic and key, the size of the smallest record that the broker has refused after it was queued.
+        self.refused: dict[tuple[str, bytes | None], int] = {}
         self._requests: list[str] = list(options.resnapshot)
         self._requested = threading.Lock()
 
@@ -100,6 +103,10 @@ class Capture:
             try:
                 attempt.run(self, stop, once=once)
                 return
+            except RecordTooLargeError as error:
+                if not attempt.of_a_table(error) or error.size >= self.refused.get((error.topic, error.key), math.inf):
+                    raise
+                self.refused[error.topic, error.key] = error.size  # next time it becomes a dead letter
             except (Retryable, RetryableLogError) as error:
                 pause = _FIRST_PAUSE_S if attempt.progressed else min(2 * pause, _LONGEST_PAUSE_S)
                 wait = pause * random.uniform(0.5, 1)
@@ -132,6 +139,10 @@ class _Attempt:
             self._source.close()
             writer.close()
 
+    def of_a_table(self, error: RecordTooLargeError) -> bool:
+        """Whether the record was a captured table's, and no checkpoint or dead letter."""
+        return self._sink is not None and any(table.topic == error.topic for table in self._sink.tables.values())
+
     def _start(self, capture: Capture, writer: LogWriter) -> tuple[Sink, Snapshotter]:
         system, options = self._source.system, self._options
         writer.ensure([state_topic(system), schemas_topic(system)], compacted=True)
@@ -148,7 +159,15 @@ class _Attempt:
             schemas = self._source.prepare(None)
         history = SchemaHistory.load(system, _bodies(writer, schemas_topic(system)))
         sink = Sink(
-            system, self._source.connector, capture._database, writer, history, epoch=epoch, topic=capture._topic
+            system,
+            self._source.connector,
+            capture._database,
+            writer,
+            history,
+            epoch=epoch,
+            topic=capture._topic,
+            refused=capture.refused,
+            say=capture._say,
         )
         self._sink = sink
         for schema in schemas:

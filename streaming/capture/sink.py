@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streaming.capture.tables import SchemaHistory, TableSchema
-from streaming.log_writer import LogWriter, Record
+from streaming.dead_letters import Origin, dead_letter, put
+from streaming.log_writer import LogWriter, Record, RecordTooLargeError
 
 __all__ = ["SNAPSHOT_ORDER", "UNAVAILABLE", "Sink", "Table", "Window"]
 
@@ -82,8 +83,14 @@ class Sink:
         epoch: int = 1,
         topic: Callable[[str], str],
         now_ns: Callable[[], int] = time.time_ns,
+        refused: Mapping[tuple[str, bytes | None], int] | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`database`: empty where a table's schema is its database (MariaDB)."""
+        """`database`: empty where a table's schema is its database (MariaDB).
+
+        `refused`: by topic and key, from which size on (bytes) the log has refused a record after it was queued; it is
+        not tried again.
+        """
         self.system, self.epoch, self.writer, self.history = system, epoch, writer, history
         self.tables: dict[str, Table] = {}
         self.position = 0
@@ -95,6 +102,7 @@ class Sink:
         self.in_transaction = False
         self.rereads: dict[str, str] = {}
         self._connector, self._database, self._topic, self._now_ns = connector, database, topic, now_ns
+        self._refused, self._say = refused or {}, say
         self._floors: dict[str, Sequence[Place | None]] = {}
         self._catching_up = False
         self._tx, self._tx_number, self._commit, self._order = 0, 0, 0, 0
@@ -261,7 +269,32 @@ class Sink:
         if self._catching_up and self._already_there(table, key, value, partition):
             return
         self.rows += 1
-        self.writer.send(table.topic, key, value, self._now_us, partition)
+        self._put(table.topic, key, value, partition)
+
+    def _put(self, topic: str, key: bytes | None, value: bytes | None, partition: int | None = None) -> None:
+        """Send a record, or a dead letter with it when the log does not take a record of its size."""
+        try:
+            if self._refused:
+                self._expect_taken(topic, key, value)
+            self.writer.send(topic, key, value, self._now_us, partition)
+        except RecordTooLargeError as error:
+            if error.spent:
+                raise
+            self._put_aside(topic, key, value, str(error))
+
+    def _expect_taken(self, topic: str, key: bytes | None, value: bytes | None) -> None:
+        size, least = len(key or b"") + len(value or b""), self._refused.get((topic, key))
+        if least is not None and size >= least:
+            said = f"topic {topic}: a record of {size} bytes with this key was refused; raise its max.message.bytes"
+            raise RecordTooLargeError(said, topic=topic, key=key, size=size)
+
+    def _put_aside(self, topic: str, key: bytes | None, value: bytes | None, why: str) -> None:
+        place = _place([Record(0, 0, key, value)])
+        origin = Origin(self.system, topic, self.writer.partition(topic, key), None, place[:3] if place else None)
+        now_us = self._now_ns() // 1000
+        letter = dead_letter(origin, f"too large: {why}", key=key, value=value, timestamp_us=self._now_us, at_us=now_us)
+        put([letter], self.writer)
+        self._say(f"{letter.reason}; it is dead letter {letter.id} (`headwater dlq list {self.system}`)")
 
     def _kept_back(
         self, table: Table, window: Window, key: bytes | None, value: bytes | None, partition: int | None
@@ -286,7 +319,7 @@ class Sink:
         window, table.window = table.window, None
         for (tx, commit), key, value, partition in window.held or () if window else ():
             if sees is None or not sees(tx, commit):
-                self.writer.send(table.topic, key, value, self._now_us, None if partition < 0 else partition)
+                self._put(table.topic, key, value, None if partition < 0 else partition)
                 self.rows += 1
 
     def _already_there(self, table: Table, key: bytes | None, value: bytes | None, partition: int | None) -> bool:
@@ -329,7 +362,7 @@ class Sink:
                 SNAPSHOT_ORDER,
                 self._tail,
             )
-            self.writer.send(table.topic, key, value, self._now_us)
+            self._put(table.topic, key, value)
             count += 1
         self.rows += count
         return count

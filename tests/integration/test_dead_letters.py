@@ -7,14 +7,20 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import pytest
 from click.testing import CliRunner
 
 from catalog.settings import Settings, load_settings
+from catalog.spec import Column, Gate, Source
 from headwater.cli import cli
 from headwater.stack.server import Server
+from lake import Lake
+from lake.schema import DBT_PROJECT_DIR
 from streaming.dead_letters import DeadLetter, Origin, dead_letter, dlq_topic, letters, put, replay
+from streaming.landing import land
 from streaming.log import ChangeLog
 from streaming.log_writer import LogWriter
 from streaming.open_log import open_log, open_writer
@@ -174,3 +180,60 @@ def test_the_command_lists_shows_and_replays(
     unknown = CliRunner().invoke(cli, ["dlq", "show", system, "nothing"], env=environment)
     assert unknown.exit_code == 1
     assert "no dead letter nothing" in unknown.stderr
+
+
+def test_what_is_in_quarantine_is_put_through_once_its_declaration_was_mended(
+    environment: dict[str, str], settings: Settings, log: ChangeLog, writer: LogWriter, system: str
+) -> None:
+    def thing(*, nullable: bool) -> Source:
+        columns = (("id", "int64", False), ("v", "string", nullable))
+        return Source(
+            system=system,
+            table="things",
+            description="Things with a text.",
+            owner="team:data",
+            domain="sales",
+            columns=tuple(Column(name=n, type=t, description=f"The {n}.", nullable=may) for n, t, may in columns),
+            gate=Gate(key=("id",), event_time="id", freshness_days=1.0),
+        )
+
+    def change(commit: int, text: str | None) -> bytes:
+        place = {"epoch": 1, "commit": commit, "order": 1}
+        after = {"id": 1, "v": text}
+        source = {"ts_us": 1_000_000, "headwater": place}
+        return json.dumps({"before": None, "after": after, "source": source, "op": "u"}, separators=(",", ":")).encode()
+
+    def dlq(*arguments: str) -> str:
+        done = CliRunner().invoke(cli, ["dlq", *arguments], env=environment)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    lake, topic = Lake(settings.lake_dir), f"cdc.{system}.things"
+    writer.ensure([topic])
+    for value in (change(5, None), b"no json", change(6, "newer")):
+        writer.send(topic, b'{"id":1}', value, 1_000_000)
+    writer.flush()
+    land(thing(nullable=False), log, lake, 100)
+    waiting = json.loads(dlq("list", system, "--quarantine", "--json"))
+    assert [each["reason"] for each in waiting] == [
+        "v: null, but must not be",
+        "value: not a JSON object, found no json",
+    ]
+    assert "no json" in dlq("show", system, waiting[1]["id"])
+    assert letters(log, system) == []
+    for _ in range(2):  # the second time there is nothing left to do
+        dlq("replay", system, "--quarantine", "--reason", "null", "--yes")
+    report = land(thing(nullable=True), log, lake, 100)
+    assert (report.landed, report.quarantined, report.repeated) == (1, 0, 0)
+    assert [each["id"] for each in json.loads(dlq("list", system, "--quarantine", "--json"))] == [waiting[1]["id"]]
+    assert _states(lake, system) == {"current_rows": [(1, "newer")], "versions": [(1, "newer")]}
+
+
+def _states(lake: Lake, system: str) -> dict[str, list[tuple[Any, ...]]]:
+    """What staging makes of the raw table: the older change that came after the newer one has no say."""
+    macros = jinja2.Environment().from_string((DBT_PROJECT_DIR / "macros" / "changes.sql").read_text()).module
+    with lake.connect() as db:
+        return {
+            name: db.sql(f"SELECT id, v FROM ({getattr(macros, name)(f'raw.{system}.things', ['id'])})").fetchall()
+            for name in ("current_rows", "versions")
+        }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from catalog.load import Catalog, load_catalog
 from catalog.settings import CATALOG_DIR, Settings, load_settings
 from lake import Lake
 from streaming.capture.service import status_path
+from streaming.dead_letters import Origin, dead_letter, letters, put, replay
 from streaming.landing import GROUP, land
 from streaming.sqlite_log import SqliteLog
+from streaming.sqlite_writer import SqliteWriter
 from streaming.stream_status import StreamStatus, prometheus_text, stream_status
 
 NOW = datetime(2024, 5, 1, 12)
@@ -88,3 +91,19 @@ def test_without_a_database_there_is_no_source(settings, catalog, tmp_path):
     assert list(status.sources) == []
     assert status.problems == []
     assert json.dumps(status.as_json(), default=str)
+
+
+def test_dead_letters_are_a_problem_until_they_were_put_through(settings, catalog):
+    at, lost = 1_700_000_000_000_000, Origin("shop", "cdc.shop.products", 0, None, (1, 7, 2))
+    with SqliteLog(settings.log_path) as log, closing(SqliteWriter(settings.log_path)) as writer:
+        assert [each.waiting for each in looked_at(settings, catalog, log).dead_letters] == [{}]
+        put([dead_letter(lost, "too large", key=b"{}", value=b"{}", timestamp_us=at, at_us=at)], writer)
+        writer.flush()
+        status = looked_at(settings, catalog, log)
+        assert [each.waiting for each in status.dead_letters] == [{"products": 1}]
+        (line,) = [line for line in status.problems if line.startswith("dead letters")]
+        assert "1 records could not be carried (1 of products)" in line
+        assert "headwater dlq replay shop --yes" in line
+        assert 'headwater_dead_letters{system="shop",table="products"} 1' in prometheus_text(status)
+        replay(letters(log, "shop"), log, writer, at)
+        assert [each.waiting for each in looked_at(settings, catalog, log).dead_letters] == [{}]
