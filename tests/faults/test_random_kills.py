@@ -1,0 +1,27 @@
+"""The random kills in small, and that they notice it when the code is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.random_kills import Plan, play
+
+
+@pytest.mark.parametrize("log", ["kafka", "embedded"])
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_nothing_is_lost_and_nothing_is_there_twice(database: str, log: str, tmp_path: Path) -> None:
+    result = play(Plan(database, seed=11, kills=6, log=log), tmp_path)
+    assert result.problems == []
+    assert (len(result.kills), result.lost, result.duplicates) == (6, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("mutation", "found"),
+    [("offset_before_write", "lost"), ("checkpoint_before_send", "lost"), ("no_dedupe", "duplicates")],
+)
+def test_broken_code_is_noticed(mutation: str, found: str, tmp_path: Path) -> None:
+    plan = Plan("postgresql", seed=5, kills=8, log="embedded", landers=1, gap_s=1.0, mutation=mutation)
+    result = play(plan, tmp_path)
+    assert getattr(result, found) > 0, result
