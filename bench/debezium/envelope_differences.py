@@ -63,15 +63,6 @@ ENVELOPE: Sequence[Difference] = (
     ),
     Difference(
         ("records",),
-        "none",
-        "op t when a table is read whose key is a unique index and not a primary key",
-        "a fault: the snapshot takes it for a table without a key; the changes that are streamed have the key",
-        database=MARIADB,
-        tables=("uniq",),
-        ops="t",
-    ),
-    Difference(
-        ("records",),
         "a delete from a table without primary key is followed by a record with neither key nor value",
         "no such record",
         "a tombstone without a key says nothing, and some readers fail on it",

@@ -20,7 +20,7 @@ from streaming.capture.source import Chunk
 from streaming.capture.tables import TableSchema
 from streaming.mysql.connect import Database
 from streaming.mysql.decoders import Column, TextRows
-from streaming.mysql.dictionary import Described, Dictionary, identifier
+from streaming.mysql.dictionary import Described, Dictionary, identifier, quoted
 from streaming.mysql.packets import Packets
 from streaming.mysql.positions import place
 from streaming.mysql.table_map import LogColumn
@@ -30,7 +30,7 @@ from streaming.mysql.values import Memo
 if TYPE_CHECKING:
     import pymysql
 
-__all__ = ["Chunks", "chunk_query", "literal", "snapshot_mariadb"]
+__all__ = ["Chunks", "literal", "snapshot_mariadb"]
 
 _COM_QUERY = 3
 # A chunk ends early once its rows are this large together.
@@ -176,7 +176,7 @@ class _Query:
 
     def __init__(self, described: Described, dictionary: Dictionary, memos: dict[tuple[Any, ...], Memo]) -> None:
         schema = described.schema
-        self._schema, self._types = schema, described.by_name
+        self._schema, self._types, self._index = schema, described.by_name, described.key_index
         names = [column.name for column in schema.columns]
         key = [names.index(name) for name in schema.key]
         columns = [
@@ -188,7 +188,7 @@ class _Query:
         self._decode = TextRows(columns, key, numbers, memos).read
 
     def sql(self, where: str, limit: int | None) -> str:
-        return chunk_query(self._schema.schema, self._schema.table, self._types, self._schema.key, where, limit)
+        return _chunk_query(self._schema, self._types, self._index, where, limit)
 
     def rows(self, packets: Iterator[bytes]) -> Iterator[tuple[bytes | None, bytes, tuple[bytes, ...]]]:
         return map(self._decode, packets)
@@ -215,19 +215,19 @@ def _behind(names: Sequence[str], values: Sequence[str]) -> str:
     return " OR ".join(steps)
 
 
-def chunk_query(
-    schema: str, table: str, types: Mapping[str, ColumnType], key: Sequence[str], where: str, limit: int | None
+def _chunk_query(
+    table: TableSchema, types: Mapping[str, ColumnType], index: str | None, where: str, limit: int | None
 ) -> str:
-    """The SELECT of a chunk: the columns in their order, then the numbers of enums in the key."""
+    """The SELECT of a chunk: the columns in their order, then the numbers of enums in the key; by the key's `index`."""
     asked = [f"CAST({identifier(n)} AS DOUBLE)" if kind.kind == "float" else identifier(n) for n, kind in types.items()]
-    asked += [f"{identifier(n)} + 0" for n in key if types[n].kind in ("enum", "set")]
-    sql = f"SELECT {', '.join(asked)} FROM {identifier(schema)}.{identifier(table)}"
-    if key:
-        sql += " FORCE INDEX (PRIMARY)"
+    asked += [f"{identifier(n)} + 0" for n in table.key if types[n].kind in ("enum", "set")]
+    sql = f"SELECT {', '.join(asked)} FROM {quoted(table.name)}"
+    if index is not None:
+        sql += f" FORCE INDEX ({identifier(index)})"
     if where:
         sql += f" WHERE {where}"
-    if key:
-        sql += f" ORDER BY {', '.join(identifier(n) for n in key)}"
+    if table.key:
+        sql += f" ORDER BY {', '.join(identifier(n) for n in table.key)}"
     return f"{sql} LIMIT {limit}" if limit is not None else sql
 
 

@@ -6,7 +6,7 @@ log wherever rows are streamed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["Described", "Dictionary", "identifier", "quoted", "table_schema"]
 
 _COLUMNS = """
-SELECT COLUMN_NAME, COLUMN_TYPE, CHARACTER_SET_NAME, IS_NULLABLE FROM information_schema.COLUMNS
+SELECT COLUMN_NAME, COLUMN_TYPE, CHARACTER_SET_NAME, IS_NULLABLE, COLUMN_KEY FROM information_schema.COLUMNS
 WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s ORDER BY ORDINAL_POSITION"""
-_KEY = """
-SELECT COLUMN_NAME FROM information_schema.STATISTICS
-WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND INDEX_NAME = 'PRIMARY' ORDER BY SEQ_IN_INDEX"""
+_UNIQUE = """
+SELECT INDEX_NAME, SEQ_IN_INDEX, COLUMN_NAME FROM information_schema.STATISTICS
+WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND NON_UNIQUE = 0"""
 _ENGINE = """
 SELECT ENGINE, TABLE_TYPE FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s"""
 _COLLATIONS = """
@@ -57,12 +57,13 @@ def quoted(name: str) -> str:
 
 @dataclass(frozen=True)
 class Described:
-    """A table as it is now: its schema, and its columns' types in their order."""
+    """A table as it is now: its schema, its columns' types in their order, and which index is its key."""
 
     schema: TableSchema
     types: tuple[ColumnType, ...]
     engine: str
     kind: str
+    key_index: str | None = None
 
     @property
     def by_name(self) -> Mapping[str, ColumnType]:
@@ -159,11 +160,28 @@ class Dictionary:
         found = _texts(self._database.query(connection, _COLUMNS, (schema, table)))
         if not found:
             return None
-        key = [column for (column,) in _texts(self._database.query(connection, _KEY, (schema, table)))]
+        indexes = _texts(self._database.query(connection, _UNIQUE, (schema, table)))
+        index, key = _key({row[0] for row in found if row[4] == "PRI"}, indexes)
         ((engine, kind),) = _texts(self._database.query(connection, _ENGINE, (schema, table)))
-        types = tuple(parse_type(words, charset) for _, words, charset, _ in found)
+        types = tuple(parse_type(words, charset) for _, words, charset, *_ in found)
         columns = [(row[0], kind, row[3] == "YES") for row, kind in zip(found, types, strict=True)]
-        return Described(table_schema(schema, table, columns, key), types, engine or "", kind)
+        return Described(table_schema(schema, table, columns, key), types, engine or "", kind, index)
+
+
+def _key(columns: Collection[str], indexes: Sequence[tuple[Any, ...]]) -> tuple[str | None, list[str]]:
+    """The index that the binary log takes for the key, and its columns: the primary key, else the server's choice among
+    the unique ones that no null is in. Which that is, is told by its columns alone; of two over the same, by the
+    server's own order.
+
+    `indexes`: name, place in the index from 1, column.
+    """
+    found: dict[str, dict[int, str]] = {}
+    for index, place, column in indexes:
+        found.setdefault(index, {})[int(place)] = column
+    for index in sorted(found, key=lambda name: name != "PRIMARY"):
+        if set(found[index].values()) == set(columns):
+            return index, [found[index][place] for place in sorted(found[index])]
+    return None, []
 
 
 def _texts(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

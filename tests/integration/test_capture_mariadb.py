@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -122,8 +123,6 @@ def shop_work(table: str) -> Callable[[Shop, random.Random], None]:
 @pytest.mark.parametrize("chunk_rows", [3, 50])
 @pytest.mark.parametrize("key", ["PRIMARY KEY (id)", "PRIMARY KEY (v, id)", "KEY (id)"])
 def test_a_snapshot_merges_with_what_happens_meanwhile(server: Server, key: str, chunk_rows: int) -> None:
-    from dataclasses import replace
-
     log: Log = {}
     with Shop(server) as shop:
         fresh_database(
@@ -141,7 +140,32 @@ def test_a_snapshot_merges_with_what_happens_meanwhile(server: Server, key: str,
     capture_once(server, log, "orders")
     assert_same_as_the_source(server, log, "orders")
     assert_no_place_twice(log, "orders")
-    assert len(list(changes(log, topic("shop.orders")))) > 600
+    assert len(list(changes(log, topic("shop.orders")))) > 400  # truncated at random, it has fewer rows to change
+
+
+@pytest.mark.parametrize(
+    ("indexes", "key"),
+    [
+        ("PRIMARY KEY (v, id), UNIQUE u (id)", ["v", "id"]),
+        ("UNIQUE u (v, id)", ["v", "id"]),
+        ("UNIQUE later (v), UNIQUE before_it (id)", ["v"]),
+        ("UNIQUE z (v, id), UNIQUE a (id, v)", ["v", "id"]),
+        ("UNIQUE n (w), UNIQUE part (v(2)), UNIQUE `i``d` (id)", ["id"]),
+        ("UNIQUE n (w), KEY (id)", []),
+    ],
+)
+def test_the_snapshot_has_the_key_that_the_stream_has(server: Server, indexes: str, key: list[str]) -> None:
+    log: Log = {}
+    with Shop(server) as shop:
+        table = f"CREATE TABLE orders (id int NOT NULL, v varchar(9) NOT NULL, w int, {indexes})"
+        fresh_database(shop, [table, "INSERT INTO orders SELECT seq, concat(seq, 'abc'), seq FROM seq_1_to_5"])
+        capture_once(server, log, "orders", options=replace(FAST, chunk_rows=2))
+        shop.run("INSERT INTO orders VALUES (6, '6abc', 6)")
+    capture_once(server, log, "orders")
+    found = [(change["op"], record) for _, record, change in changes(log, topic("shop.orders")) if change["op"] != "t"]
+    assert sorted(op for op, _ in found) == ["c", *"rrrrr"]
+    assert {tuple(json.loads(record)) if record else () for _, record in found} == {tuple(key)}
+    assert len([kept for (name, _), kept in log.items() if name == "capture.shop.schemas" for _ in kept]) == 1
 
 
 def test_a_table_is_read_again_while_others_stream(server: Server) -> None:

@@ -46,7 +46,7 @@ def test_every_difference_from_debezium_is_declared_and_every_declared_one_occur
 
 
 @pytest.mark.parametrize(
-    ("field", "broken"),
+    ("field", "instead"),
     [
         (b'"op":"u"', b'"op":"c"'),
         (b'"total_order":1', b'"total_order":7'),
@@ -57,8 +57,8 @@ def test_every_difference_from_debezium_is_declared_and_every_declared_one_occur
     ],
     ids=["op", "total_order", "source.snapshot", "transaction.id", "a value", "a declared field"],
 )
-def test_a_field_that_we_break_is_noticed(peers: Peers, field: bytes, broken: bytes) -> None:
-    assert undeclared(differing(_altered(peers, lambda value: value.replace(field, broken)))) != []
+def test_a_field_that_we_break_is_noticed(peers: Peers, field: bytes, instead: bytes) -> None:
+    assert undeclared(differing(_altered(peers, lambda value: value.replace(field, instead)))) != []
 
 
 def test_a_lost_record_and_a_difference_that_went_away_are_noticed(peers: Peers) -> None:
