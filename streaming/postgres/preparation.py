@@ -97,7 +97,7 @@ class Preparation:
     def prepare(self, checkpoint: Checkpoint | None, identity: ServerIdentity, stream: Stream) -> Prepared:
         """Raises Halt for what a person must decide, Retryable while another process holds the slot."""
         state = self._state
-        everything = self.catalog.named(self.query, {*self._tables, *self._clocks})
+        everything = self._named({*self._tables, *self._clocks})
         found = [everything[name] for name in self._tables if name in everything]
         self._check_missing([name for name in self._tables if name not in everything], checkpoint)
         added = self._check_publication([*found, *(everything[name] for name in self._clocks & everything.keys())])
@@ -106,7 +106,7 @@ class Preparation:
             _check_history(checkpoint, identity, stream)
         if added:
             setup.publish(self.query, self.execute, state, self._publication, added)
-            everything = self.catalog.named(self.query, self._tables)
+            everything = self._named(self._tables)
             found = [everything[one.name] for one in found if one.name in everything]
         slot = slot or self._make_slot()
         marks, due = self._marks(found, checkpoint)
@@ -227,7 +227,7 @@ class Preparation:
                 "postgresql_slot_missing",
             )
         setup.check_slot(slot, self._slot, self._state)
-        tables = self.catalog.named(self.query, self._tables)
+        tables = self._named(self._tables)
         if setup.has_publication(self.query, self._publication):
             setup.check_publication(self.query, self._publication, list(tables.values()))
             setup.check_filters(self._publication, tables.values())
@@ -236,6 +236,14 @@ class Preparation:
         left = None if slot.safe_wal_bytes is None else kept + slot.safe_wal_bytes
         # The sink counts by last bytes (see `reader`).
         return Look(Retained(max(end - slot.confirmed, 0), kept, left or limit, end - 1), tables, end)
+
+    def _named(self, names: Iterable[str]) -> dict[str, Description]:
+        """As they are at one instant: a column's new version beside the files of before hides that it was rewritten."""
+        self.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            return self.catalog.named(self.query, names)
+        finally:
+            self.execute("COMMIT")
 
     def _end(self) -> tuple[int, int | None]:
         """The end of the server's log, and how much of it slots may keep."""

@@ -67,19 +67,19 @@ def test_killed_in_a_snapshot_and_in_a_backlog_nothing_is_lost_and_nothing_is_th
         fresh_database(shop, [*create_statements("mariadb", replay=False)])
         shop.run(f"INSERT INTO customers SELECT seq, 'x', now(), now() FROM seq_0_to_{ROWS - 1}")
 
-        def killed_after(records: int) -> None:
-            """Start it, and kill it as soon as the log has so many more."""
-            goal = end(log) + records
+        def killed_after(records: int, at_most: int) -> None:
+            """Start it, and kill it as soon as the log has so many more, or all that there are."""
+            goal = min(end(log) + records, at_most)
             with home.started("headwater", "capture", "shop") as running:
                 wait_for("such a log", lambda: end(log) >= goal or None, within_s=40, every_s=0.02)
                 running.kill()
 
-        killed_after(rng.randrange(1, ROWS))
+        killed_after(rng.randrange(1, ROWS), ROWS)
         home.succeeds("capture", "shop", "--once")
         snapshot = end(log)
         streamed = a_backlog(shop)
         for _ in range(3):
-            killed_after(rng.randrange(1, streamed // 6))
+            killed_after(rng.randrange(1, streamed // 6), snapshot + streamed)
         home.succeeds("capture", "shop", "--once")
         source = dict(shop.run("SELECT customer_id, country FROM customers"))
         records = end(log) - snapshot
