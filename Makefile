@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: run dev serve up down test lint format lock bench shell check clean env
+.PHONY: run dev serve up down test test-faults lint format lock bench shell check clean env
 
 env: ## create or update .venv
 	@deploy/environment.sh
@@ -37,6 +37,9 @@ format: env
 test: lint ## lint, types, unit, graph and integration tests
 	$(BIN)/pytest
 
+test-faults: env ## every fault that the change stream must survive; writes docs/reference/faults.md
+	$(BIN)/pytest tests/faults --write-page docs/reference/faults.md
+
 bench: env ## side-by-side benchmarks; each prints its raw rows
 	$(BIN)/python -m bench.load
 	$(BIN)/python -m bench.graph
@@ -54,4 +57,4 @@ clean: ## stop the servers below the embedded defaults' data directory and remov
 	rm -rf .headwater
 
 help:
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'

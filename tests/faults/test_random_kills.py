@@ -18,10 +18,16 @@ def test_nothing_is_lost_and_nothing_is_there_twice(database: str, log: str, tmp
 
 
 @pytest.mark.parametrize(
-    ("mutation", "found"),
-    [("offset_before_write", "lost"), ("checkpoint_before_send", "lost"), ("no_dedupe", "duplicates")],
+    ("mutation", "only", "found"),
+    [
+        ("offset_before_write", "lander", "lost"),
+        ("checkpoint_before_send", "connector", "lost"),
+        ("no_dedupe", "connector", "duplicates"),
+    ],
 )
-def test_broken_code_is_noticed(mutation: str, found: str, tmp_path: Path) -> None:
-    plan = Plan("postgresql", seed=5, kills=8, log="embedded", landers=1, gap_s=1.0, mutation=mutation)
+def test_broken_code_is_noticed(mutation: str, only: str, found: str, tmp_path: Path) -> None:
+    plan = Plan(
+        "postgresql", seed=5, kills=4, log="embedded", landers=1, gap_s=1.0, patience_s=20, only=only, mutation=mutation
+    )
     result = play(plan, tmp_path)
     assert getattr(result, found) > 0, result

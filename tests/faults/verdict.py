@@ -90,15 +90,17 @@ def _judge_table(url: str, lake: Lake, table: str, key: Sequence[str]) -> TableV
             missing=count(f"{here} EXCEPT ALL {there}"),
             surplus=count(f"{there} EXCEPT ALL {here}"),
             twice_in_raw=count(
-                f"SELECT row_number() OVER (PARTITION BY {places}) AS n FROM {history} "
-                f"WHERE change_op <> 't' AND source_order < {SNAPSHOT_ORDER} QUALIFY n > 1"
+                f"SELECT row_number() OVER (PARTITION BY {places}) AS occurrence FROM {history} "
+                f"WHERE change_op <> 't' AND source_order < {SNAPSHOT_ORDER} QUALIFY occurrence > 1"
             ),
-            twice_in_state=count(f"SELECT row_number() OVER (PARTITION BY {by_key}) AS n FROM state QUALIFY n > 1"),
+            twice_in_state=count(
+                f"SELECT row_number() OVER (PARTITION BY {by_key}) AS occurrence FROM state QUALIFY occurrence > 1"
+            ),
             impossible=count(
                 f"SELECT change_op, lag(change_op) OVER (PARTITION BY {by_key}, source_epoch "
-                f"ORDER BY source_position, source_order) AS before FROM {history} "
+                f"ORDER BY source_position, source_order) AS previous FROM {history} "
                 f"WHERE NOT EXISTS (FROM {history} WHERE change_op = 't') "
-                "QUALIFY (change_op = 'c' AND before IN ('c', 'u', 'r')) OR (change_op IN ('u', 'd') AND before = 'd')"
+                "QUALIFY (change_op = 'c' AND previous <> 'd') OR (change_op IN ('u', 'd') AND previous = 'd')"
             ),
             quarantined=count(f"FROM {quoted(quarantine)}"),
         )

@@ -1,0 +1,186 @@
+"""Faults 1 to 14: where the connector was, and what the server still has of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from catalog.keys import cdc_topic
+from streaming.capture.checkpoint import state_topic
+from streaming.sqlite_writer import SqliteWriter
+from tests.faults.case import Case
+from tests.faults.stand import wait_until
+
+Seen = Callable[[str], None]
+ON_POSTGRESQL = pytest.mark.parametrize("case", ["postgresql"], indirect=True)
+ON_MARIADB = pytest.mark.parametrize("case", ["mariadb"], indirect=True)
+SLOT = "headwater_shop"
+
+
+def captured(case: Case) -> None:
+    """A table that was captured and landed; the connector is stopped."""
+    case.make("t", 3)
+    case.sync()
+
+
+def from_scratch(case: Case) -> None:
+    """What the halts name: everything is read again, in a new epoch, and it goes on from there."""
+    case.sync(from_scratch=True)
+    case.insert("t", 1001, 1003)
+    case.sync()
+    assert case.problems() != []  # nothing runs, and that is said too
+
+
+@pytest.mark.representative
+def test_01_killed_between_acknowledgement_and_checkpoint(case: Case, seen: Seen) -> None:
+    """The connector kills itself after a flush of changes and before the checkpoint, twice; then it runs on."""
+    captured(case)
+    for number in (1, 2):
+        case.insert("t", number * 100, number * 100 + 20)
+        case.dies("before_checkpoint", "capture", "shop", "--once")
+    case.sync()
+    seen(f"{len(case.history('t'))} changes landed, none twice; the table equals the source")
+
+
+@ON_POSTGRESQL
+def test_02_killed_between_checkpoint_and_confirmation(case: Case) -> None:
+    """The connector kills itself after the checkpoint and before the slot is told."""
+    captured(case)
+    case.insert("t", 100, 120)
+    case.dies("before_confirm", "capture", "shop", "--once")
+    case.sql("DELETE FROM t WHERE id < 110")
+    case.dies("before_confirm", "capture", "shop", "--once")
+    case.sync()
+
+
+@ON_POSTGRESQL
+def test_03_slot_dropped(case: Case, seen: Seen) -> None:
+    """The slot is dropped while the connector is stopped, and rows change."""
+    captured(case)
+    case.sql(f"SELECT pg_drop_replication_slot('{SLOT}')")
+    case.sql("DELETE FROM t WHERE id = 1")
+    assert "--from-scratch" in case.halts("postgresql_slot_missing")
+    from_scratch(case)
+    seen("halt with runbook postgresql_slot_missing, also in `headwater status`; --from-scratch: equals the source")
+
+
+def nothing_is_kept(case: Case, make_busy: Callable[[str], None], seen: Seen) -> None:
+    """While the connector runs, 30 MB are written next door; the slot passes them."""
+    captured(case)
+    with case.running("capture", "shop"):
+        make_busy(
+            "CREATE TABLE busy (id int, v text);"
+            "INSERT INTO busy SELECT i, repeat('x', 1000) FROM generate_series(1, 30000) i; DROP TABLE busy"
+        )
+        ((end,),) = case.sql("SELECT pg_current_wal_flush_lsn()::text")
+        slot = f"FROM pg_replication_slots WHERE slot_name = '{SLOT}'"
+        wait_until(lambda: case.sql(f"SELECT confirmed_flush_lsn >= '{end}' {slot}") == [(True,)], "confirmed")
+        case.sql("CHECKPOINT")
+        wait_until(lambda: case.sql(f"SELECT restart_lsn >= '{end}' {slot}") == [(True,)], "nothing is kept")
+    case.sync()
+    seen("confirmed_flush_lsn and restart_lsn pass the neighbour's WAL: nothing is kept")
+
+
+@ON_POSTGRESQL
+def test_05_table_idle_neighbour_busy(case: Case, seen: Seen) -> None:
+    """The captured table is idle, another one of its database gets 30 MB."""
+    with case.connect() as neighbour:
+        nothing_is_kept(case, neighbour.script, seen)
+
+
+@ON_POSTGRESQL
+def test_06_database_idle_sibling_busy(case: Case, seen: Seen) -> None:
+    """The captured database is idle, another one of its server gets 30 MB."""
+    with case.admin() as sibling:
+        nothing_is_kept(case, sibling.script, seen)
+
+
+@ON_MARIADB
+def test_07_binlog_purged(case: Case, seen: Seen) -> None:
+    """The binary log's files are deleted up to beyond our position."""
+    captured(case)
+    case.sql("DELETE FROM t WHERE id = 1", "FLUSH BINARY LOGS", "FLUSH BINARY LOGS")
+    with case.connect() as database:
+        last = database.query("SHOW BINARY LOGS")[-1][0]
+
+        def purged() -> bool:
+            database.script(f"PURGE BINARY LOGS TO '{last}'")
+            return len(database.query("SHOW BINARY LOGS")) == 1
+
+        wait_until(purged, "the files are deleted")
+    assert "--from-scratch" in case.halts("mariadb_binlog_purged")
+    from_scratch(case)
+    seen("halt with runbook mariadb_binlog_purged; --from-scratch: equals the source")
+
+
+@ON_MARIADB
+def test_08_binlog_reset(case: Case, seen: Seen) -> None:
+    """RESET MASTER while the connector is stopped, and rows change."""
+    captured(case)
+    case.sql("RESET MASTER", "DELETE FROM t WHERE id = 1")
+    assert "--from-scratch" in case.halts("mariadb_binlog_reset")
+    from_scratch(case)
+    seen("halt with runbook mariadb_binlog_reset; --from-scratch: equals the source")
+
+
+@pytest.mark.parametrize("damage", ["corrupt", "truncated"])
+def test_10_checkpoint_damaged(case: Case, damage: str, seen: Seen) -> None:
+    """The last record of the connector's checkpoints is altered; is cut in half."""
+    captured(case)
+    with closing(SqliteWriter(case.home.path / "log.db")) as writer:
+        (last,) = writer.tails(state_topic("shop"), 1)[0]
+        assert last.value
+        broken = last.value.replace(b"epoch", b"epocj") if damage == "corrupt" else last.value[: len(last.value) // 2]
+        writer.send(state_topic("shop"), last.key, broken, last.timestamp_us, 0)
+        writer.flush()
+    case.sql("DELETE FROM t WHERE id = 1")
+    assert "--from-scratch" in case.halts("checkpoint_corrupt")
+    from_scratch(case)
+    seen("halt with runbook checkpoint_corrupt; --from-scratch: equals the source")
+
+
+def test_12_a_second_connector(case: Case, tmp_path: Path, seen: Seen) -> None:
+    """A connector runs; a second one is started in the same home, and one in another home."""
+    captured(case)
+    with case.running("capture", "shop"):
+        wait_until(lambda: not any("no connector is running" in p for p in case.problems()), "it runs")
+        same_home = case.capture()
+        assert same_home.code == 1
+        assert "already runs" in same_home.err
+        other_home = replace(case.home, path=tmp_path / "other")
+        if case.is_postgresql:
+            done = other_home.headwater("capture", "shop", "--once")
+            assert done.code == 1
+            assert "postgresql_slot_in_use" in done.err
+        else:
+            with other_home.started("headwater", "capture", "shop"):
+                log = other_home.path / "headwater.log"
+                wait_until(lambda: "another connector" in log.read_text(), "the second says why it waits")
+        case.insert("t", 100, 120)
+    case.sync()
+    seen("the second one refuses and says why; the first one goes on, equals the source")
+
+
+@pytest.mark.representative
+def test_13_part_of_the_log_again(case: Case, seen: Seen) -> None:
+    """The last half of the log's records are appended to it once more, and then all of them."""
+    captured(case)
+    case.sql("UPDATE t SET v = 'changed'", "DELETE FROM t WHERE id = 2")
+    case.insert("t", 100, 120)
+    case.sync()
+    before = case.history("t")
+    with closing(SqliteWriter(case.home.path / "log.db")) as writer:
+        topic = cdc_topic("shop", "t")
+        kept = [each for each in writer.tails(topic, 1000)[0] if each.value is None or b'"op":"r"' not in each.value]
+        for records in (kept[len(kept) // 2 :], kept):
+            for record in records:
+                writer.send(topic, record.key, record.value, record.timestamp_us, 0)
+            writer.flush()
+            assert case.land().code == 0
+    assert case.history("t") == before
+    case.same()
+    seen("the repeated changes are counted and left out; the raw table is as before")
