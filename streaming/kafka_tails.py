@@ -31,6 +31,7 @@ _OPTIONS = {
 _AT_ONCE = 10_000
 _WIDER = 8
 _PAUSE_S = 0.05
+_WAIT_S = 0.5
 
 
 class Tails:
@@ -90,7 +91,7 @@ class Tails:
         unread, until = set(starts), time.monotonic() + self._patience_s
         self._consumer.assign([TopicPartition(topic, p, start) for p, start in starts.items()])
         while unread:
-            for message in self._consumer.consume(_AT_ONCE, timeout=0.5):
+            for message in self._arrived():
                 until = time.monotonic() + self._patience_s
                 if (problem := message.error()) is None:
                     kept[message.partition()].append(_record(message))
@@ -102,6 +103,11 @@ class Tails:
                 raise RetryableLogError(f"{self._address}: tried to read the end of {topic} for {self._patience_s:g} s")
         self._consumer.unassign()
         return kept
+
+    def _arrived(self) -> list[Message]:
+        """What has come by now, or what comes next: `consume` alone waits for as much as it is asked for."""
+        first = self._consumer.poll(_WAIT_S)
+        return [] if first is None else [first, *self._consumer.consume(_AT_ONCE, timeout=0)]
 
 
 def _record(message: Message) -> Record:

@@ -12,7 +12,6 @@ import pytest
 from confluent_kafka import Producer
 
 from headwater.stack.server import Server
-from streaming import kafka_tails
 from streaming.kafka_config import MAX_RECORD_BYTES, TopicShape, parse_log_url
 from streaming.kafka_log import KafkaLog
 from streaming.kafka_writer import KafkaWriter
@@ -138,19 +137,6 @@ def test_a_topic_is_not_made_by_being_written_to(writer: KafkaWriter, log: Kafka
     assert topic not in log.topics()
 
 
-def test_nothing_passes_after_the_first_record_of_a_writer_when_the_broker_refuses_it(
-    writer: KafkaWriter, log: KafkaLog, admin: KafkaAdminClient, fresh: Name
-) -> None:
-    topic = fresh("first")
-    make(admin, topic, max_message_bytes="1000000")
-    with pytest.raises(RecordTooLargeError) as refused:
-        for n in range(200):  # the broker has not heard of this writer: it would take the next batch as its first
-            writer.send(topic, b"%d" % n, random.Random(n).randbytes(1_200_000 if n == 0 else 20_000), 1_000)
-        writer.flush()
-    assert (refused.value.spent, refused.value.topic, refused.value.key) == (True, topic, b"0")
-    assert values(log, topic) == []
-
-
 def test_deleted_records_are_an_error_and_never_passed_over(
     log: KafkaLog, admin: KafkaAdminClient, fresh: Name
 ) -> None:
@@ -184,19 +170,6 @@ def test_a_record_that_is_too_large_for_us_is_refused_and_the_rest_goes_on(
     found = values(log, topic, writer.partition(topic, b"k"))
     assert found[:2] == ["before", "after"]
     assert len(found) == 3
-
-
-@pytest.mark.timeout(60)
-def test_the_end_of_a_topic_is_read_without_waiting_for_more(
-    writer: KafkaWriter, fresh: Name, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kafka_tails, "_WAIT_S", 3600)  # for the first record; who waits it out for others hangs
-    topic = fresh("tail")
-    writer.ensure([topic])
-    for n in range(30):
-        writer.send(topic, b"%d" % n, b"v", 1_000)
-    writer.flush()
-    assert sum(len(tail) for tail in writer.tails(topic, 1_000).values()) == 30
 
 
 def test_nothing_passes_after_a_record_that_the_broker_refuses(

@@ -1,7 +1,8 @@
-"""Rows that Kafka does not take for their size: the connector goes on, and they are put through when it takes them."""
+"""What Kafka does not take for its size: the connector goes on, and puts it through when it is taken; topics' ends."""
 
 from __future__ import annotations
 
+import random
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,10 +19,11 @@ from catalog.spec import Column, Gate, Source
 from headwater.stack.server import Server
 from lake import Lake
 from lake.query import query
+from streaming import kafka_tails
 from streaming.capture.engine import Capture
 from streaming.dead_letters import letters, replay
 from streaming.landing import land
-from streaming.log_writer import PermanentLogError
+from streaming.log_writer import PermanentLogError, RecordTooLargeError
 from streaming.open_log import open_log, open_writer
 from streaming.postgres.source import PostgresSource
 
@@ -113,6 +115,38 @@ def test_rows_that_are_too_large_are_dead_letters_until_they_fit(
         land(things, log, lake, 10_000)
         rows = db("SELECT id, v FROM things WHERE id <> 9 ORDER BY id")
         assert [row for row in _current(lake, system) if row[0] != 9] == rows
+
+
+def test_nothing_passes_after_the_first_record_of_a_writer_when_the_broker_refuses_it(
+    admin: KafkaAdminClient, settings: Settings, system: str
+) -> None:
+    topic = f"cdc.{system}.first"
+    admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"max.message.bytes": "1000000"})])
+
+    def send_all() -> None:  # a broker that has not heard of a writer takes its second batch as its first
+        with closing(open_writer(settings)) as writer:
+            for n in range(200):
+                writer.send(topic, b"%d" % n, random.Random(n).randbytes(1_200_000 if n == 0 else 20_000), 1_000)
+            writer.flush()
+
+    with pytest.raises(RecordTooLargeError) as refused:
+        send_all()
+    assert (refused.value.spent, refused.value.topic, refused.value.key) == (True, topic, b"0")
+    with closing(open_log(settings)) as log:
+        assert list(log.ends(log.partitions(topic)).values()) == [0]
+
+
+@pytest.mark.timeout(60)
+def test_the_end_of_a_topic_is_read_without_waiting_for_more(
+    settings: Settings, system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_tails, "_WAIT_S", 3600)  # for the first record; who waits it out for others hangs
+    with closing(open_writer(settings)) as writer:
+        writer.ensure([system])
+        for n in range(30):
+            writer.send(system, b"%d" % n, b"v", 1_000)
+        writer.flush()
+        assert sum(len(tail) for tail in writer.tails(system, 1_000).values()) == 30
 
 
 def _current(lake: Lake, system: str) -> list[tuple[int, str]]:
