@@ -204,7 +204,8 @@ def _ours(kind: str, server: Server, bootstrap: str, system: str, tables: Mappin
     capture = Capture(
         _source(kind, system, address, list(tables)),
         lambda: KafkaWriter(parse_log_url(f"kafka://{bootstrap}"), TopicShape(partitions=2)),
-        Options(),
+        # What the stream does not tell is read anew when it is noticed: at no certain place among the records.
+        Options(look_s=3600),
         topic=lambda name: f"cdc.{system}.{name.rpartition('.')[2]}",
         database=DATABASE if kind == "postgresql" else "",
         say=lambda line: None,

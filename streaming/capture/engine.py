@@ -29,17 +29,20 @@ __all__ = ["Capture", "Options", "Status"]
 
 # Pauses after something retryable: doubled from the first to the longest, each cut at random to half or more.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 15.0
-_RETAINED_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a connector runs. Times in seconds; `retained_alarm`: the share of the server's bound that raises it."""
+    """How a connector runs. Times in seconds; `retained_alarm`: the share of the server's bound that raises it.
+
+    Every `look_s` it looks at what the server keeps for it, and whether the tables are still what they were.
+    """
 
     flush_s: float = 0.1
     checkpoint_s: float = 1.0
     heartbeat_s: float = 10.0
     poll_s: float = 0.05
+    look_s: float = 5.0
     chunk_rows: int = 5_000
     retained_alarm: float = 0.8
     from_scratch: bool = False
@@ -207,7 +210,7 @@ class _Attempt:
             if now - saved >= (options.checkpoint_s if self._moved(sink, snapshotter) else options.heartbeat_s):
                 self._save(sink, snapshotter)
                 saved = now
-            if now - measured >= _RETAINED_EVERY_S:
+            if now - measured >= options.look_s:
                 self._measure(capture)
                 measured = now
             if now - published >= 1:

@@ -13,7 +13,6 @@ import psycopg
 from memory_writer import Log, MemoryWriter, changes, fold
 
 from headwater.stack.server import Server
-from streaming.capture import engine
 from streaming.capture.credentials import Address, parse_address
 from streaming.capture.engine import Capture, Options
 from streaming.log_writer import LogWriter
@@ -22,7 +21,7 @@ from streaming.postgres.source import PostgresSource
 
 # Nothing here outlives the machine: its disk need not be waited for.
 SETTINGS = {"fsync": "off", "wal_sender_timeout": "10s", "autovacuum": "off", "max_prepared_transactions": "5"}
-QUICK = Options(flush_s=0.01, checkpoint_s=0.03, heartbeat_s=0.2, poll_s=0.01, chunk_rows=200)
+QUICK = Options(flush_s=0.01, checkpoint_s=0.03, heartbeat_s=0.2, poll_s=0.01, look_s=0.2, chunk_rows=200)
 WAIT_S = 60.0
 
 
@@ -100,7 +99,6 @@ class Connector:
             self.source, writer, options, topic=self.topic, database=database.name, say=self.said.append
         )
         self._thread = threading.Thread(target=self._run)
-        engine._RETAINED_EVERY_S = 0.2  # and with it the look at what the stream does not tell
 
     def topic(self, table: str) -> str:
         return f"cdc.{self.system}.{table.split('.')[-1]}"
