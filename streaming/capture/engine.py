@@ -199,6 +199,7 @@ class _Attempt:
         flushed = saved = published = measured = time.monotonic()
         self._save(sink, snapshotter)
         capture.from_scratch = False
+        self._take_requests(capture, snapshotter)  # before the first look whether everything is done
         while not stop.is_set():
             busy = self._source.poll(0.002 if snapshotter.busy else options.poll_s)
             self.progressed = self.progressed or busy
