@@ -120,11 +120,14 @@ class Sink:
 
     def schema(self, schema: TableSchema) -> Table:
         """Make the table known, or known anew after it was altered; a new version is recorded before this returns."""
+        table, recorded = self.tables.get(schema.name), self.history.versions.get(schema.name, [])
+        before = table.schema if table else recorded[-1] if recorded else schema
+        if before.key != schema.key:
+            self.reread(schema.name)  # the log has the rows by keys of another form
         version = self.history.version(schema)
         if version is None:
             place = {"epoch": self.epoch, "commit": self._commit}
             version = self.history.record(schema, self.writer, place, self._now_ns() // 1000)
-        table = self.tables.get(schema.name)
         if table is None:
             topic = self._topic(schema.name)
             self.writer.ensure([topic])

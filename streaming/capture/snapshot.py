@@ -96,7 +96,8 @@ class Snapshotter:
         if self._request is not None and self._request.table.schema.name == name:
             self._sink.release(self._request.table)
             self._request = None
-        emptied_first = self.progress[name].state == "void"
+        known = self.progress.get(name)  # a table that was not there when the capture began has none
+        emptied_first = known is not None and known.state == "void"
         self.progress[name] = TableProgress("void" if emptied_first else state)
 
     def _next(self) -> str | None:

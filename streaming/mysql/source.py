@@ -194,8 +194,8 @@ class MysqlSource:
         busy = False
         for event in streaming.dump.events():
             busy |= stream.take(event)
-        if stream.altered and not stream.in_group:
-            for schema in streaming.looks.learn(stream.altered, stream.place):
+        if stream.alterations.pending and not stream.in_group:
+            for schema in streaming.looks.learn(stream.alterations.pending, stream.place):
                 streaming.sink.schema(schema)
         return busy
 

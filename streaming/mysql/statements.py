@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-__all__ = ["Statement", "read_statement"]
+__all__ = ["AlteredColumn", "Statement", "read_statement"]
 
 # Comments are dropped, but for /*!50100 ... */ and /*M!100301 ... */, which servers carry out.
 _TOKEN = re.compile(
@@ -33,21 +33,41 @@ _UNSEEN = (
     ("DISCARD", "TABLESPACE"),
     ("IMPORT", "TABLESPACE"),
 )
+# ALTER TABLE ... ADD <these>: no column.
+_NO_COLUMN = ("CHECK", "CONSTRAINT", "FOREIGN", "FULLTEXT", "INDEX", "KEY", "PARTITION", "PERIOD", "PRIMARY",
+              "SPATIAL", "SYSTEM", "UNIQUE", "VECTOR")  # fmt: skip
+_OPTIONAL = ("COLUMN", "IF", "NOT", "EXISTS")
+_SIGNS = ("SIGNED", "UNSIGNED", "ZEROFILL")
 # Longer statements that are looked at no further: data, not words.
 _LONGEST = 1_000_000
+
+
+@dataclass(frozen=True)
+class AlteredColumn:
+    """A column that a table is given: `before` its name until then (None: it is added), `type` and `more` in lower case
+    as the statement has them, `more` without a DEFAULT NULL; both empty when it is only renamed.
+    """
+
+    name: str
+    before: str | None
+    type: str = ""
+    more: tuple[str, ...] = ()
 
 
 @dataclass
 class Statement:
     """Tables by `schema.name`: `emptied` have no row any more, `altered` may look different, `unseen` may have other
-    rows than were streamed. `schemas` were dropped with all tables in them. `changes`: logged as a statement, it
-    changes rows of tables that are named somewhere in `words`.
+    rows than were streamed, `converted` other texts. `columns`: what the rows of a table are given. `schemas` were
+    dropped with all tables in them. `changes`: logged as a statement, it changes rows of tables that are named
+    somewhere in `words`.
     """
 
     verb: str = ""
     emptied: set[str] = field(default_factory=set)
     altered: set[str] = field(default_factory=set)
     unseen: set[str] = field(default_factory=set)
+    converted: set[str] = field(default_factory=set)
+    columns: dict[str, list[AlteredColumn]] = field(default_factory=dict)
     schemas: set[str] = field(default_factory=set)
     changes: bool = False
     words: frozenset[str] = frozenset()
@@ -191,7 +211,9 @@ class _Reader:
         found.unseen.add(new)
 
     def _alter(self) -> None:
-        self._skip("ONLINE", "IGNORE")
+        self._skip("ONLINE")
+        ignoring = self._skip("IGNORE")  # rows that a new unique index does not take are deleted
+        self._skip("ONLINE")
         if not self._skip("TABLE"):
             return
         self._skip("IF", "EXISTS")
@@ -199,6 +221,10 @@ class _Reader:
         if name is None:
             return
         self._found.altered.add(name)
+        if ignoring:
+            self._found.unseen.add(name)
+        for clause in _split(self._tokens[self._at :]):
+            self._clause(name, clause)
         words = [token.upper for token in self._tokens]
         for place in range(self._at, len(words) - 1):
             pair = (words[place], words[place + 1])
@@ -212,6 +238,27 @@ class _Reader:
                 if new := self._name():
                     self._moved(name, new)
 
+    def _clause(self, table: str, clause: list[_Token]) -> None:
+        """What one of the alterations gives to the table's columns; other alterations give them nothing."""
+        words = [token.upper for token in clause]
+        at = next((place for place, word in enumerate(words[1:], 1) if word not in _OPTIONAL), len(words))
+        verb, rest = words[0], clause[at:]
+        found = self._found.columns.setdefault(table, [])
+        if "PRIMARY" in words:
+            self._found.unseen.add(table)
+        if verb == "CONVERT" and words[1:2] == ["TO"]:
+            self._found.converted.add(table)
+        elif verb == "ADD" and rest and rest[0].text == "(":
+            found += [_column(None, one) for one in _split(rest[1:-1]) if one[0].upper not in _NO_COLUMN]
+        elif verb == "ADD" and rest and rest[0].upper not in _NO_COLUMN:
+            found.append(_column(None, rest))
+        elif verb == "MODIFY" and rest:
+            found.append(_column(rest[0].text, rest))
+        elif verb == "CHANGE" and len(rest) > 1:
+            found.append(_column(rest[0].text, rest[1:]))
+        elif verb == "RENAME" and words[1:2] == ["COLUMN"] and len(rest) > 2:
+            found.append(AlteredColumn(rest[2].text, rest[0].text))
+
     def _also(self, place: int) -> None:
         """The other table of a partition that is exchanged, or made of a table or into one."""
         before, self._at = self._at, place
@@ -219,3 +266,35 @@ class _Reader:
             self._found.unseen.add(name)
             self._found.altered.add(name)
         self._at = before
+
+
+def _split(tokens: list[_Token]) -> Iterator[list[_Token]]:
+    """At the commas that stand in no parentheses."""
+    depth, clause = 0, list[_Token]()
+    for token in tokens:
+        sign = token.text if token.bare else ""
+        depth += (sign == "(") - (sign == ")")
+        if sign == "," and not depth:
+            if clause:
+                yield clause
+            clause = []
+        else:
+            clause.append(token)
+    if clause:
+        yield clause
+
+
+def _column(before: str | None, tokens: list[_Token]) -> AlteredColumn:
+    """From a column's definition, its name first."""
+    end = 2
+    if end < len(tokens) and tokens[end].text == "(" and tokens[end].bare:
+        end = next((at + 1 for at in range(end, len(tokens)) if tokens[at].upper == ")"), len(tokens))
+    kind = "".join(token.text if token.bare or not token.text else f"'{token.text}'" for token in tokens[1:end])
+    while end < len(tokens) and tokens[end].upper in _SIGNS:
+        kind, end = f"{kind} {tokens[end].text}", end + 1
+    more = [token.upper for token in tokens[end:] if token.upper]
+    for at in range(len(more) - 1):
+        if more[at : at + 2] == ["DEFAULT", "NULL"]:
+            del more[at : at + 2]
+            break
+    return AlteredColumn(tokens[0].text, before, kind.lower(), tuple(word.lower() for word in more))

@@ -12,16 +12,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import datetime
-from typing import Any
 
 import orjson
 
 from streaming.capture.errors import Halt, Retryable
 from streaming.capture.sink import Sink, Table
 from streaming.mysql import events
-from streaming.mysql.events import BODY, HEADER, Begin, RowsEvent
+from streaming.mysql.alterations import Alterations
+from streaming.mysql.events import BODY, HEADER, Begin
 from streaming.mysql.positions import GtidState, Resume, extended, place
+from streaming.mysql.rows import hand_over, set_clock
 from streaming.mysql.statements import Statement, read_statement
 from streaming.mysql.tables import Followed, Tables
 
@@ -34,8 +34,7 @@ _NONE = Begin(None, "")
 class Stream:
     """Where we are in the binary log, and what to do with the next event.
 
-    `again` reads events of the log once more: (file, start, end). `altered`: tables that DDL has touched and whose new
-    look nothing has shown yet, with its place; whoever learns it takes them out.
+    `again` reads events of the log once more: (file, start, end).
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class Stream:
         by_gtid: bool = False,
     ) -> None:
         """`by_gtid`: the log was asked for by transactions, so `resume` says nothing about where in it we are."""
-        self.altered: dict[str, int] = {}
+        self.alterations = Alterations(sink, tables, self._begin)
         self.in_group = False
         self._sink, self._tables, self._again = sink, tables, again
         self._file, self._pos, self._born = resume.file, resume.pos, 0 if by_gtid else resume.born
@@ -243,7 +242,10 @@ class Stream:
         if first in ("BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK", "XA"):
             self._on_control(first, rest)
         else:
-            self._apply(read_statement(sql, found.schema), sql)
+            statement = read_statement(sql, found.schema)
+            if statement.changes:
+                self._refuse_statement(statement, sql)
+            self.alterations.apply(statement, self._commit, b',"pos":%d,"row":0' % self._start)
         if self._ends_with_statement:
             self._end()
 
@@ -272,32 +274,6 @@ class Stream:
             )
         if not rest:
             self._end()
-
-    def _apply(self, statement: Statement, sql: str) -> None:
-        names, fold = self._tables.names, self._tables.fold
-        if statement.changes:
-            self._refuse_statement(statement, sql)
-        for schema in map(fold, statement.schemas):
-            statement.emptied |= {name for name in names if name.startswith(f"{schema}.")}
-        emptied = [names[name] for name in map(fold, statement.emptied) if name in names]
-        for name in emptied:
-            self._begin()
-            self._empty(name)
-        for name in {names[name] for name in map(fold, statement.unseen) if name in names}:
-            self._begin()
-            self._sink.reread(name)
-        for name in {names[name] for name in map(fold, statement.altered) if name in names}:
-            self._begin()
-            self._tables.forget(name)
-            self.altered[name] = self._commit
-
-    def _empty(self, name: str) -> None:
-        """All rows of the table are gone. It may not be there any more: then it looked as was recorded last."""
-        table, recorded = self._sink.tables.get(name), self._sink.history.versions.get(name)
-        if table is None and recorded:
-            table = self._sink.schema(recorded[-1])
-        if table is not None:
-            self._sink.truncate(table, b',"pos":%d,"row":0' % self._start)
 
     def _refuse_statement(self, statement: Statement, sql: str) -> None:
         """A change of rows that was logged as its text: which rows it changed, the log does not say."""
@@ -361,7 +337,7 @@ class Stream:
             self._begin()
             table = self._sink.schema(found.schema)
         found.schema = table.schema
-        self.altered.pop(name, None)
+        self.alterations.pending.pop(name, None)
         return table
 
     def _on_rows(self, event: bytes, kind: int, end: int) -> None:
@@ -375,64 +351,11 @@ class Stream:
         if rows.partial:
             raise _partial(followed.schema.name, self._file, self._start)
         self._begin()
-        if followed.is_clock:
-            self._set_clock(followed, rows, kind)
-        elif kind in events.UPDATES:
-            self._updates(followed, rows)
-        else:
-            self._images(followed, rows, kind in events.WRITES)
-
-    def _images(self, followed: Followed, rows: RowsEvent, written: bool) -> None:
-        """Rows that came or went: one image each."""
-        table, images, row = self._sink.tables[followed.schema.name], followed.images, self._sink.row
-        patterns, size, data, at, end = images.patterns, images.null_bytes, rows.data, rows.start, rows.end
-        start, number = self._start, 0
-        while at < end:
-            nulls = data[at : at + size]
-            decode = patterns.get(nulls) or images.pattern(nulls)
-            at, key, image = decode(data, at + size)
-            if written:
-                row(table, b"c", key, _NULL, image, b',"pos":%d,"row":%d' % (start, number))
-            else:
-                row(table, b"d", key, image, _NULL, b',"pos":%d,"row":%d' % (start, number))
-            number += 1
-
-    def _updates(self, followed: Followed, rows: RowsEvent) -> None:
-        """Rows that changed: an image before, one after."""
-        table, images, row = self._sink.tables[followed.schema.name], followed.images, self._sink.row
-        patterns, size, data, at, end = images.patterns, images.null_bytes, rows.data, rows.start, rows.end
-        start, number = self._start, 0
-        while at < end:
-            nulls = data[at : at + size]
-            decode = patterns.get(nulls) or images.pattern(nulls)
-            at, old_key, before = decode(data, at + size)
-            nulls = data[at : at + size]
-            decode = patterns.get(nulls) or images.pattern(nulls)
-            at, key, after = decode(data, at + size)
-            source = b',"pos":%d,"row":%d' % (start, number)
-            if key == old_key:
-                row(table, b"u", key, before, after, source)
-            else:
-                # A table has a key in all of its rows or in none.
-                self._sink.rekeyed(table, old_key or _NULL, key or _NULL, before, after, source)
-            number += 1
-
-    def _set_clock(self, followed: Followed, rows: RowsEvent, kind: int) -> None:
-        """The rest of the transaction happened when the last image says."""
-        images, at, image = followed.images, rows.start, b"{}"
-        while at < rows.end:
-            nulls = rows.data[at : at + images.null_bytes]
-            at, _, image = (images.patterns.get(nulls) or images.pattern(nulls))(rows.data, at + images.null_bytes)
-        if kind in events.DELETES:
-            return
-        found = orjson.loads(image)
-        self._sink.clock(_instant_us(found["event_at"]), _instant_us(found["landed_at"]))
-        self.clocked = True
-
-
-def _instant_us(value: Any) -> int:
-    """A datetime is microseconds already, a timestamp ISO text."""
-    return value if isinstance(value, int) else round(datetime.fromisoformat(value).timestamp() * 1_000_000)
+        if not followed.is_clock:
+            hand_over(self._sink, followed, rows, kind, self._start)
+        elif kind not in events.DELETES:
+            set_clock(self._sink, followed, rows)
+            self.clocked = True
 
 
 def _partial(name: str, file: str, position: int) -> Halt:

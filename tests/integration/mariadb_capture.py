@@ -11,7 +11,7 @@ from typing import Any
 
 import pymysql
 import pytest
-from memory_writer import Log, MemoryWriter
+from memory_writer import Log, MemoryWriter, bag, fold, places
 
 from headwater.stack.place import HOST
 from headwater.stack.server import Server
@@ -80,9 +80,11 @@ def run_once(running: Capture, said: list[str]) -> None:
 
 
 @contextmanager
-def capturing(server: Server, log: Log, *tables: str, options: Options = FAST) -> Iterator[Capture]:
+def capturing(
+    server: Server, log: Log, *tables: str, options: Options = FAST, said: list[str] | None = None
+) -> Iterator[Capture]:
     """Capture in a thread while the block runs; what it raises is raised at the end."""
-    said: list[str] = []
+    said = [] if said is None else said
     running, stop = capture(server, log, *tables, options=options, said=said), threading.Event()
     thread = _Thread(lambda: running.run(stop))
     thread.start()
@@ -171,3 +173,23 @@ class Shop:
 def fresh_database(shop: Shop, statements: Sequence[str]) -> None:
     """An empty database `shop`, and then these statements in it."""
     shop.run("DROP DATABASE IF EXISTS shop", "CREATE DATABASE shop CHARACTER SET utf8mb4", "USE shop", *statements)
+
+
+def assert_same_as_the_source(server: Server, log: Log, *tables: str) -> None:
+    """What a fresh capture reads of each table is what this log folds to."""
+    again: Log = {}
+    capture_once(server, again, *tables)
+    for table in tables:
+        name = topic(f"shop.{table}")
+        assert fold(log, name) == fold(again, name)
+        if not fold(again, name):  # without a key, rows can only be counted
+            assert bag(log, name) == bag(again, name)
+
+
+def assert_no_place_twice(log: Log, *tables: str) -> None:
+    """Every partition has its changes in order, and each once."""
+    for table in tables:
+        found = places(log, topic(f"shop.{table}"))
+        for partition in {place[0] for place in found}:
+            mine = [place for where, place in found if where == partition]
+            assert mine == sorted(set(mine))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from homes import wait_for
@@ -17,13 +15,15 @@ from mariadb_capture import (
     RELAXED,
     Shop,
     address,
+    assert_no_place_twice,
+    assert_same_as_the_source,
     capture_once,
     capturing,
     fresh_database,
     topic,
     writers,
 )
-from memory_writer import Log, bag, changes, fold, places
+from memory_writer import Log, changes, fold
 from stack_servers import started
 
 from headwater.stack.server import Server
@@ -38,26 +38,6 @@ ORDERS = "CREATE TABLE orders (id int PRIMARY KEY, v varchar(20), n int DEFAULT 
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with started("mariadb", tmp_path_factory.mktemp("mariadb") / "server", settings=RELAXED) as running:
         yield running
-
-
-def assert_same_as_the_source(server: Server, log: Log, *tables: str) -> None:
-    """What a fresh capture reads of each table is what this log folds to."""
-    again: Log = {}
-    capture_once(server, again, *tables)
-    for table in tables:
-        name = topic(f"shop.{table}")
-        assert fold(log, name) == fold(again, name)
-        if not fold(again, name):  # without a key, rows can only be counted
-            assert bag(log, name) == bag(again, name)
-
-
-def assert_no_place_twice(log: Log, *tables: str) -> None:
-    """Every partition has its changes in order, and each once."""
-    for table in tables:
-        found = places(log, topic(f"shop.{table}"))
-        for partition in {place[0] for place in found}:
-            mine = [place for where, place in found if where == partition]
-            assert mine == sorted(set(mine))
 
 
 # The snapshot's place
@@ -353,131 +333,3 @@ def test_the_replays_clock_dates_its_transaction(server: Server) -> None:
     assert {found[number] for number in range(10, 20_001)} == {found[2]}
     assert min(found[3]) > 1_700_000_000_000_000
     assert not [name for name, _ in log if "clock" in name]
-
-
-# DDL
-
-
-def test_truncated_dropped_and_replaced_tables_lose_their_rows(server: Server) -> None:
-    log: Log = {}
-    with Shop(server) as shop:
-        fresh_database(shop, [ORDERS, "INSERT INTO orders (id) VALUES (1), (2)"])
-        capture_once(server, log, "orders")
-        shop.run("TRUNCATE TABLE orders", "INSERT INTO orders (id) VALUES (3)")
-        capture_once(server, log, "orders")
-        assert list(fold(log, topic("shop.orders"))) == [b'{"id":3}']
-        assert [p for p, k, c in changes(log, topic("shop.orders")) if c["op"] == "t" and k is None] == [0, 1, 2]
-        shop.run("DROP TABLE orders")
-        capture_once(server, log, "orders")
-        assert not fold(log, topic("shop.orders"))
-        shop.run(ORDERS, "INSERT INTO orders (id) VALUES (4)", f"CREATE OR REPLACE {ORDERS.removeprefix('CREATE ')}")
-        shop.run("INSERT INTO orders (id) VALUES (5)")
-        capture_once(server, log, "orders")
-        assert_same_as_the_source(server, log, "orders")
-        shop.run("DROP DATABASE shop", "CREATE DATABASE shop", "USE shop", ORDERS)
-    capture_once(server, log, "orders")
-    assert not fold(log, topic("shop.orders"))
-    assert_no_place_twice(log, "orders")
-
-
-def test_a_table_that_was_swapped_in_is_read_anew(server: Server) -> None:
-    log: Log = {}
-    with Shop(server) as shop:
-        fresh_database(shop, [ORDERS, "INSERT INTO orders (id) VALUES (1), (2)"])
-        capture_once(server, log, "orders")
-        shop.run(
-            "CREATE TABLE orders_new (id int PRIMARY KEY, v varchar(30), n int)",
-            "INSERT INTO orders_new (id) VALUES (2), (3)",
-            "RENAME TABLE orders TO orders_old, orders_new TO orders",
-            "INSERT INTO orders (id) VALUES (4)",
-        )
-    capture_once(server, log, "orders")
-    assert_same_as_the_source(server, log, "orders")
-    assert sorted(fold(log, topic("shop.orders"))) == [b'{"id":%d}' % n for n in (2, 3, 4)]
-
-
-def test_partitions_that_come_and_go_are_seen(server: Server) -> None:
-    log: Log = {}
-    with Shop(server) as shop:
-        partitions = "PARTITION BY RANGE (id) (PARTITION a VALUES LESS THAN (10), PARTITION b VALUES LESS THAN (20))"
-        fresh_database(shop, [f"{ORDERS} {partitions}", "INSERT INTO orders (id) VALUES (1), (11)"])
-        capture_once(server, log, "orders")
-        shop.run(ORDERS.replace("orders", "spare"), "INSERT INTO spare (id) VALUES (5)")
-        for statement in (
-            "ALTER TABLE orders EXCHANGE PARTITION a WITH TABLE spare",
-            "ALTER TABLE orders TRUNCATE PARTITION b",
-            "ALTER TABLE orders DROP PARTITION a",
-        ):
-            shop.run(statement, "REPLACE INTO orders (id) VALUES (15)")
-            capture_once(server, log, "orders")
-            assert_same_as_the_source(server, log, "orders")
-
-
-def schema_versions(log: Log) -> list[dict[str, Any]]:
-    return [json.loads(record.value or b"") for record in log[("capture.shop.schemas", 0)]]
-
-
-def test_columns_that_are_added_dropped_renamed_and_retyped_under_load(server: Server) -> None:
-    log: Log = {}
-    with Shop(server) as shop:
-        fresh_database(shop, [ORDERS, "INSERT INTO orders SELECT seq, 'x', 0 FROM seq_0_to_399"])
-
-        def work(other: Shop, rng: random.Random) -> None:
-            key = rng.randrange(400)
-            other.run(f"UPDATE orders SET n = n + 1 WHERE id = {key}", f"REPLACE INTO orders (id) VALUES ({key})")
-
-        with capturing(server, log, "orders"), writers(server, 2, work, rounds=300):
-            for statement in (
-                "ADD COLUMN w int, ALGORITHM = INSTANT",
-                "ADD COLUMN first_now varchar(5) DEFAULT 'é' FIRST",
-                "CHANGE v note varchar(20)",
-                "MODIFY note text",
-                "DROP COLUMN w",
-                "MODIFY n bigint",
-                "ADD COLUMN u uuid DEFAULT '123e4567-e89b-12d3-a456-426614174000'",
-            ):
-                shop.run(f"ALTER TABLE orders {statement}")
-                time.sleep(0.05)
-        shop.run(
-            "UPDATE orders SET n = ifnull(n, 0) + 1000"
-        )  # the values of existing rows that DDL has set are in no event
-    capture_once(server, log, "orders")
-    assert_same_as_the_source(server, log, "orders")
-    versions = schema_versions(log)
-    assert [column["name"] for column in versions[-1]["columns"]] == ["first_now", "id", "note", "n", "u"]
-    assert versions[-1]["columns"][-1]["type"] == "uuid"
-    by_version = {version["version"]: {c["name"] for c in version["columns"]} for version in versions}
-    for _, _, change in changes(log, topic("shop.orders")):
-        if change["op"] in "cur":
-            assert set(change["after"]) == by_version[change["source"]["headwater"]["schema"]]
-
-
-def test_an_altered_table_is_known_without_a_row_of_it(server: Server) -> None:
-    log: Log = {}
-    with Shop(server) as shop:
-        fresh_database(shop, [ORDERS])
-        capture_once(server, log, "orders")
-        with capturing(server, log, "orders"):
-            time.sleep(0.3)
-            shop.run("ALTER TABLE orders ADD COLUMN w uuid")
-            wait_for("new schema", lambda: len(schema_versions(log)) > 1 or None, within_s=PATIENCE_S, every_s=0.02)
-        place = schema_versions(log)[1]["position"]["commit"]
-        shop.run("INSERT INTO orders (id, w) VALUES (1, uuid())")
-    capture_once(server, log, "orders")
-    assert schema_versions(log)[1]["changed"] == ["added column w uuid"]
-    (change,) = [c for _, _, c in changes(log, topic("shop.orders"))]
-    assert change["source"]["headwater"]["schema"] == 2
-    assert place <= change["source"]["headwater"]["commit"]
-
-
-def test_a_changed_primary_key_is_followed(server: Server) -> None:
-    log: Log = {}
-    with Shop(server) as shop:
-        fresh_database(shop, [ORDERS, "INSERT INTO orders SELECT seq, seq, seq FROM seq_1_to_20"])
-        capture_once(server, log, "orders")
-        shop.run(
-            "ALTER TABLE orders DROP PRIMARY KEY, ADD PRIMARY KEY (v, id)", "UPDATE orders SET n = -1 WHERE id = 7"
-        )
-    capture_once(server, log, "orders")
-    assert schema_versions(log)[-1]["key"] == ["v", "id"]
-    assert fold(log, topic("shop.orders"))[b'{"v":"7","id":7}']["n"] == -1
