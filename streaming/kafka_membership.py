@@ -6,6 +6,7 @@ are paused, and records are read through KafkaLog, from the offset that whoever 
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ with warnings.catch_warnings():
     from kafka import errors
     from kafka.consumer.subscription_state import ConsumerRebalanceListener
     from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+    from kafka.coordinator.base import MemberState
     from kafka.structs import OffsetAndMetadata
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ __all__ = ["KafkaMembership"]
 _HEARTBEATS = 5
 _BETWEEN_POLLS_MS = 300_000
 _NEW_TOPICS_MS = 5_000
+# How long `poll` stays at most while the group changes, and in which steps.
+_JOINING_S = 0.5
+_JOINING_STEP_MS = 100
 _GONE = (
     errors.UnknownMemberIdError,
     errors.IllegalGenerationError,
@@ -73,9 +78,18 @@ class KafkaMembership:
         return frozenset(self._own.partitions)
 
     def poll(self, wait_s: float = 0.0) -> None:
-        """Stay in the group. What the listener raises comes out here. Raises RetryableLogError."""
+        """Stay in the group. What the listener raises comes out here. Raises RetryableLogError.
+
+        A join that ends between two polls is never applied by kafka-python 3.0 where the reason for it was a new topic:
+        the member sends no heartbeat any more, has nothing of the group's, and does not know it. So none is left to
+        itself, and one that was cut off is asked for again.
+        """
+        until = time.monotonic() + _JOINING_S
         try:
             self._consumer.poll(timeout_ms=int(wait_s * 1000))
+            while self._consumer.group_metadata().state is MemberState.REBALANCING and time.monotonic() < until:
+                self._consumer._coordinator.request_rejoin()
+                self._consumer.poll(timeout_ms=_JOINING_STEP_MS)
         except (errors.KafkaError, OSError) as error:
             raise self._raised(error, "tried to stay in") from error.__cause__
 
