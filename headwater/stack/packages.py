@@ -6,6 +6,7 @@ command that does. Installing starts no server: they would take the default port
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from headwater.stack import kafka, mariadb, postgresql
 from headwater.stack.errors import MissingPrograms
 from headwater.stack.java import LOWEST_VERSION, find_java
+from headwater.stack.maven import cache_dir
 
 __all__ = ["NEEDS", "Need", "ensure", "install_command", "missing"]
 
@@ -84,10 +86,19 @@ def missing(*servers: str) -> tuple[Need, ...]:
 
 
 def ensure(*servers: str, say: Callable[[str], None] = lambda line: None) -> None:
-    """Install what these servers need and is not there. Raises MissingPrograms with what to do instead."""
-    needs = missing(*servers)
-    if not needs:
+    """Install what these servers need and is not there. Raises MissingPrograms with what to do instead.
+
+    One process at a time: the others find that it is there.
+    """
+    if not missing(*servers):
         return
+    with (cache_dir() / "install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if needs := missing(*servers):
+            _install(servers, needs, say)
+
+
+def _install(servers: Sequence[str], needs: Sequence[Need], say: Callable[[str], None]) -> None:
     become = _become_root()
     if become is None or shutil.which("apt-get") is None:
         raise MissingPrograms(_told(needs))

@@ -19,11 +19,13 @@ _outcomes: list[Outcome] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-page", metavar="FILE", help="write what the fault tests did and saw")
+    parser.addoption("--real-outage", action="store_true", help="Kafka is away for ten minutes, not half a minute")
+    parser.addoption("--rows", type=int, default=10_000_000, help="of the largest transaction")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a path on the command line only representative ones run: all take as long as all other tests together."""
-    if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+    """Those that were not asked for (tests/conftest.py)."""
+    if config.option.representative:
         here = Path(__file__).parent
         left = [i for i in items if i.path.parent == here and not i.get_closest_marker("representative")]
         config.hook.pytest_deselected(items=left)
@@ -63,6 +65,13 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with started("mariadb", tmp_path_factory.mktemp("mariadb"), settings=SETTINGS["mariadb"]) as server:
+        yield server
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Server]:
+    """A test's own: the topics of the shop are there once only."""
+    with started("kafka", tmp_path / "kafka") as server:
         yield server
 
 

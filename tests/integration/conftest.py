@@ -2,11 +2,13 @@
 
 A play is one such run, or several on one home. The plays that the selected tests ask for start with the first test of
 this folder, three at a time. Meanwhile go the tests that need none; those that do come last, each waits for its own.
+Where pytest has several workers, one of them begins with all tests that need plays, and the others have the rest.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
@@ -277,7 +279,12 @@ NEEDS = {"healed": "shop_run", "postgresql_route": "shop_run", "mariadb_route": 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: bool(_plays_of(item)))
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        items.sort(key=lambda item: bool(_plays_of(item)))
+        return
+    items.sort(key=lambda item: not _plays_of(item))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("plays" if _plays_of(item) else item.path.stem))
 
 
 def _plays_of(item: pytest.Item) -> set[str]:
@@ -285,6 +292,13 @@ def _plays_of(item: pytest.Item) -> set[str]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _begin(request: pytest.FixtureRequest) -> None:
+    """A worker without tests that need plays starts none."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        request.getfixturevalue("plays")
+
+
+@pytest.fixture(scope="session")
 def plays(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Others]:
     """What the selected tests ask for, by name, as it comes."""
     wanted = {name for item in request.session.items for name in _plays_of(item)}
