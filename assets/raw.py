@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["raw_assets", "stream_assets"]
 
+# By whether the captured table has no key.
+_HISTORY = {
+    False: "Append-only history of changes.",
+    True: "Append-only history of changes of a table without key: an update is two of them, d for the row that went, u "
+    "for the one that came; dbt's macro current_copies counts them into the rows that there are.",
+}
+
 
 def stream_assets(catalog: Catalog, settings: Settings) -> dg.AssetsDefinition:
     """The change streams: what the database's connector, or a replay of a shop, appends to the change log."""
@@ -99,7 +106,7 @@ def _raw_asset(source: Source) -> dg.AssetsDefinition:
         key=key.path,
         group_name=key.group,
         deps=[keys.stream(source.system, source.table).path],
-        description=f"Append-only history of changes. {source.description}",
+        description=f"{_HISTORY[source.keyless]} {source.description}",
         owners=[source.owner],
         kinds={"deltalake"},
         tags={"domain": source.domain, "pii": "yes" if any(c.pii for c in source.columns) else "no"},

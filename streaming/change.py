@@ -57,13 +57,14 @@ def instant_sql(text: str) -> str:
     )
 
 
-def parse_sql(records: str, columns: Sequence[str]) -> str:
+def parse_sql(records: str, columns: Sequence[str], *, replaced: bool = False) -> str:
     """SELECT of every column of `records` (key, value, ...) and `parsed`, `op`, `row`, `ts`, `tx_id`, and its place.
 
     `parsed` is null where the value is not JSON; `row` is a struct of `columns`, each the raw JSON of that column in
     `after` (in `before` for a delete) and null where it is null or missing; `ts` is the source's time in microseconds.
     The place is `epoch`, `position`, `ordinal` as a connector of ours gave it (with the table's `schema_version`);
     `placed` is false where there is none: then `position` is the source's lsn. `replayed`: it was a dead letter.
+    With `replaced` an update is read as the deletion of the row that it replaced.
     """
     shape = ", ".join(f'{_quoted(column)}: "JSON"' for column in columns)
     source = (
@@ -71,14 +72,15 @@ def parse_sql(records: str, columns: Sequence[str]) -> str:
         '"headwater": {"epoch": "JSON", "commit": "JSON", "order": "JSON", "schema": "JSON", "replayed": "JSON"}'
     )
     placed = "parsed.source.headwater IS NOT NULL"
+    op = "CASE parsed.op WHEN 'u' THEN 'd' ELSE parsed.op END" if replaced else "parsed.op"
     # For its few deletes the row is read out of `before` a second time; all others cost one pass over the text.
     return f"""
         WITH envelopes AS (
             SELECT *, TRY(from_json(value, '{{"before": "JSON", "after": {{{shape}}}, "op": "VARCHAR",
                 "source": {{{source}}}}}')) AS parsed
             FROM {records})
-        SELECT *, parsed.op AS op,
-            CASE WHEN parsed.op = 'd' THEN TRY(from_json(parsed.before, '{{{shape}}}')) ELSE parsed.after END AS row,
+        SELECT *, {op} AS op,
+            CASE WHEN {op} = 'd' THEN TRY(from_json(parsed.before, '{{{shape}}}')) ELSE parsed.after END AS row,
             coalesce(TRY_CAST(parsed.source.ts_us::VARCHAR AS BIGINT),
                 TRY(TRY_CAST(parsed.source.ts_ms::VARCHAR AS BIGINT) * 1000)) AS ts,
             TRY_CAST(parsed.source.txId::VARCHAR AS BIGINT) AS tx_id,

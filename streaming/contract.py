@@ -2,7 +2,9 @@
 
 A record breaks its contract when it is no JSON object of the expected shape, when a column that must not be null is
 missing or null, or when a value does not have the column's type (12.5 is no int64, "12" is none either). A delete needs
-no more than its key: that is all that many sources have of it. How batches move is landing's.
+no more than its key: that is all that many sources have of it. Where rows have no key, only their values tell which one
+an update replaced: it lands as two, the row that went (op d) and the one that came (op u). How batches move is
+landing's.
 """
 
 from __future__ import annotations
@@ -90,8 +92,8 @@ class Contract:
 class Checked:
     """One batch, divided. `nulls` counts null or missing by column over the records that are landed or quarantined.
 
-    `repeated` records were there before; `watermark` is the place of the last change; `versions` are the versions of
-    the captured table's schema that the records name.
+    An update of a row without key is two rows of `landed`. `repeated` records were there before; `watermark` is the
+    place of the last change; `versions` are the versions of the captured table's schema that the records name.
     """
 
     landed: pa.Table
@@ -123,9 +125,12 @@ def check(
             versions = frozenset(version for (version,) in found.fetchall())
         if unsent and fill is not None:
             fill(connection)
+        (fitting,) = connection.sql("SELECT count(*) FROM checked WHERE ok").fetchall()[0]
+        if contract.envelope and not contract.keyed:
+            connection.execute(f"INSERT INTO checked BY NAME {_replaced_sql(contract)}")
         landed = connection.sql(_landed_sql(contract, partition)).to_arrow_table()
         landed = landed.select(contract.schema.names).cast(contract.schema)
-        bad = _quarantined(connection, contract, partition, values - dropped - landed.num_rows)
+        bad = _quarantined(connection, contract, partition, values - dropped - fitting)
     nulls = {f.name: landed[f.name].null_count + bad[f"n_{f.name}"].to_pylist().count(True) for f in contract.fields}
     reasons: dict[str, int] = {}
     for problem in bad["problem"].to_pylist():
@@ -159,13 +164,19 @@ def _drop_repeated(connection: duckdb.DuckDBPyConnection, watermark: Place | Non
     return again.num_rows, watermark
 
 
-def _checked_sql(contract: Contract, unsent: bool) -> str:
+def _replaced_sql(contract: Contract) -> str:
+    """The rows that updates replaced, as deletions; one that does not fit has never landed and is not there to go."""
+    updates = """(SELECT r.* FROM records r JOIN checked c ON r."offset" = c.log_offset WHERE c.ok AND c.op = 'u')"""
+    return f"SELECT * FROM ({_checked_sql(contract, False, updates, replaced=True)}) WHERE ok"
+
+
+def _checked_sql(contract: Contract, unsent: bool, records: str = _VALUES, *, replaced: bool = False) -> str:
     """The records that are no tombstones: their typed values (`t_column`), their place, and whether they are `ok`.
 
     With `unsent` also `u_column`: whether the database did not send the value. `told` is for who finds more problems.
     """
     return f"""
-        WITH parsed_records AS ({_parsed_sql(contract)}),
+        WITH parsed_records AS ({_parsed_sql(contract, records, replaced=replaced)}),
         typed_records AS (SELECT *, {", ".join(_values_sql(contract, unsent))} FROM parsed_records)
         SELECT "offset" AS log_offset, timestamp_us, key, NULL::VARCHAR AS told,
             {"op, ts, tx_id, epoch, position, ordinal, schema_version," if contract.envelope else ""}
@@ -175,10 +186,10 @@ def _checked_sql(contract: Contract, unsent: bool) -> str:
         FROM typed_records"""
 
 
-def _parsed_sql(contract: Contract, records: str = _VALUES) -> str:
+def _parsed_sql(contract: Contract, records: str, *, replaced: bool = False) -> str:
     """The records with `row`, the raw JSON of each column."""
     if contract.envelope:
-        return parse_sql(records, [f.name for f in contract.fields])
+        return parse_sql(records, [f.name for f in contract.fields], replaced=replaced)
     shape = ", ".join(f'"{f.name}": "JSON"' for f in contract.fields)
     return f"SELECT *, parsed AS row FROM (SELECT *, TRY(from_json(value, '{{{shape}}}')) AS parsed FROM {records})"
 
@@ -231,7 +242,7 @@ def _landed_sql(contract: Contract, partition: int) -> str:
     return f"""
         SELECT {own}, {envelope if contract.envelope else ""} make_timestamp(timestamp_us) AS landed_at,
             {partition}::BIGINT AS log_partition, log_offset
-        FROM checked WHERE ok ORDER BY log_offset"""
+        FROM checked WHERE ok ORDER BY log_offset{", op <> 'd'" if contract.envelope else ""}"""
 
 
 def _quarantined(connection: duckdb.DuckDBPyConnection, contract: Contract, partition: int, expected: int) -> pa.Table:

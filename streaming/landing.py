@@ -65,7 +65,8 @@ class LandingReport:
     """What one run of landing did to the table `key`.
 
     `read` = `landed` + `quarantined` + `repeated` (a connector that was killed sent them again) + `tombstones` (keys
-    without a value, which carry nothing to land). `reasons` counts quarantined records by problem; `null_shares` is the
+    without a value, which carry nothing to land); of a table without key an update counts twice in `landed` (see
+    contract.py). `reasons` counts quarantined records by problem; `null_shares` is the
     share of null or missing by column, 0 to 1, over what was landed or quarantined. `version` is the table's Delta
     version. `schema_changes` are the versions of the captured table's columns that came into force.
     """

@@ -25,6 +25,21 @@ select * from (
 where recency = 1 and change_op <> 'd'
 {%- endmacro %}
 
+{#- The same for a table without key, of whose rows several may be alike: each row as often as it came (an update lands
+    as the row that went, change d, and the one that came). `columns` is all of the captured table's. -#}
+{% macro current_copies(relation, columns) -%}
+select {{ columns | join(', ') }} from (
+  select {{ columns | join(', ') }}, cast(sum(case change_op when 'd' then -1 else 1 end) as bigint) as copies
+  from {{ relation }} as change
+  left join (
+    select log_partition as emptied_partition, max({{ place('emptied') }}) as emptied_place
+    from {{ relation }} as emptied where change_op = 't' group by log_partition
+  ) as emptying on change.log_partition = emptying.emptied_partition
+  where change_op <> 't' and (emptied_place is null or {{ place('change') }} > emptied_place)
+  group by {{ columns | join(', ') }}
+) as counted, unnest(range(copies))
+{%- endmacro %}
+
 {#- Every state that each key had, with the knowledge time [known_from, known_to) in which it held. A delete ends the
     state before it; a state that was replaced at its very first instant was never visible and is left out. -#}
 {% macro versions(relation, keys) -%}

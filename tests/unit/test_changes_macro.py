@@ -18,8 +18,8 @@ SNAPSHOT = 0x3FFFFFFF
 Change = tuple[str, int | None, str | None, int, int, int, int]
 
 
-def rows(macro: str, changes: list[Change], columns: str) -> list[tuple[Any, ...]]:
-    sql = jinja2.Environment().from_string(MACROS + "{{ " + macro + "('history', ['k']) }}").render()
+def rows(macro: str, changes: list[Change], columns: str, named: str = "['k']") -> list[tuple[Any, ...]]:
+    sql = jinja2.Environment().from_string(MACROS + "{{ " + macro + "('history', " + named + ") }}").render()
     with duckdb.connect() as db:
         db.execute(
             """CREATE TABLE history (change_op VARCHAR, k BIGINT, v VARCHAR, source_epoch BIGINT,
@@ -52,6 +52,21 @@ def rows(macro: str, changes: list[Change], columns: str) -> list[tuple[Any, ...
 )
 def test_current_rows(changes: list[Change], state: list[tuple[Any, ...]]) -> None:
     assert rows("current_rows", changes, "k, v") == state
+
+
+def test_rows_without_key_are_there_as_often_as_they_came() -> None:
+    changes: list[Change] = [
+        ("c", 9, "gone", 1, 1, 1, 0),
+        ("t", None, None, 1, 2, SNAPSHOT, 0),
+        *[("r", 1, "a", 1, 2, SNAPSHOT, 0)] * 3,
+        ("r", 2, None, 1, 2, SNAPSHOT, 0),
+        ("d", 1, "a", 1, 3, 1, 0),
+        ("u", 1, "b", 1, 3, 1, 0),
+        ("d", 2, None, 1, 3, 2, 0),
+        ("c", None, None, 1, 3, 3, 0),
+    ]
+    found = rows("current_copies", changes, "k, v", "['k', 'v']")
+    assert found == [(1, "a"), (1, "a"), (1, "b"), (None, None)]
 
 
 def test_versions_end_when_the_table_is_emptied() -> None:

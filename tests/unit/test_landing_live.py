@@ -329,3 +329,22 @@ def test_a_version_that_does_not_fit_is_quarantined(
     assert landed(lake, "id") == [(1,), (3,)]
     assert reasons(lake) == [f"schema 2: {why}"]
     assert [(c.version, c.refused) for c in report.schema_changes] == [(2, f"schema 2: {why}"), (3, None)]
+
+
+def test_rows_without_key_can_be_counted(log: SqliteLog, lake: Lake) -> None:
+    """An update lands with the row that it replaced, unless that is one that never landed."""
+    declared = source(("v", "string"))
+    keyless = declared.model_copy(update={"keyless": True, "gate": Gate(event_time="id", freshness_days=1.0)})
+    updates = [
+        change("u", 1, 3, 1, v="b") | {"before": {"id": 1, "v": "a"}},
+        change("u", 2, 3, 2, v="c") | {"before": {"id": 2, "v": 5}},
+        change("u", 1, 4, v=6) | {"before": {"id": 1, "v": "b"}},
+    ]
+    created = [change("c", 1, 1, v="a"), change("c", 1, 2, v="a"), change("c", 2, 2, 2, v=5)]
+    append(log, *({**each, "key": None} for each in (*created, *updates, updates[0], change("d", 1, 5, v="a"))))
+    report = land(keyless, log, lake, 100)
+    assert (report.read, report.quarantined, report.repeated) == (8, 2, 1)
+    columns = ("change_op", "id", "v")
+    assert sorted(landed(lake, *columns)) == sorted(
+        [("c", 1, "a"), ("c", 1, "a"), ("d", 1, "a"), ("u", 1, "b"), ("u", 2, "c"), ("d", 1, "a")]
+    )
