@@ -102,8 +102,8 @@ class Lander:
         pause_s = 0.0
         while not stop.is_set():
             declared = self._sources()
-            self._declare(declared)
             try:
+                self._declare(declared)
                 for _ in self._joined(stop, declared):
                     pause_s = 0.0
             except RetryableLogError as error:

@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from catalog.keys import quarantine, raw
@@ -23,12 +24,12 @@ from streaming.capture.service import capture
 from streaming.landing_service import Options as LandingOptions
 from streaming.landing_service import land_once
 from streaming.open_log import open_log
-from streaming.shop_database.connect import Database, open_database
+from streaming.shop_database.connect import Conflict, Database, Rejected, open_database
 from tests.faults.stand import PROJECT, wait_until
 from tests.faults.verdict import TableVerdict, judge
 from tests.integration.homes import Done, Home
 
-__all__ = ["Case"]
+__all__ = ["Case", "admin_of"]
 
 _DECLARED = """\
 system: shop
@@ -124,13 +125,40 @@ class Case:
         place = f"{server.url.rpartition('/')[0]}/shop"
         self.home = self.home.set(SHOP_URL=place, SHOP_PASSWORD=server.password)
 
+    def log_to(self, broker: Server) -> None:
+        """From here on the change log is there."""
+        self.home = self.home.set(LOG_URL=broker.url)
+
+    @contextmanager
+    def writing(self, change: Callable[[Random], str]) -> Iterator[Callable[[], int]]:
+        """Two connections that change rows meanwhile, so many statements by now; what is refused is left out."""
+        stop, written = threading.Event(), [0, 0]
+
+        def write(seed: int) -> None:
+            rng = Random(seed)
+            with self.connect() as database:
+                while not stop.is_set():
+                    with suppress(Conflict, Rejected):
+                        database.script(change(rng))
+                        written[seed] += 1
+
+        threads = [threading.Thread(target=write, args=(seed,)) for seed in (0, 1)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield lambda: sum(written)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
     # The processes
 
     def capture(self, **options: Any) -> Done:
         """`headwater capture shop --once`, in this process: a new one takes a second to begin."""
         said: list[str] = []
         try:
-            capture(self._settings, "shop", Options(**options), threading.Event(), said.append, once=True)
+            capture(self.settings, "shop", Options(**options), threading.Event(), said.append, once=True)
         except CaptureError as error:
             return Done(1, "", f"{error}")
         return Done(0, "", "\n".join(said))
@@ -142,12 +170,12 @@ class Case:
         def say(event: str, **more: object) -> None:
             said.append(f"{event} {more}")
 
-        with closing(open_log(self._settings)) as log:
+        with closing(open_log(self.settings)) as log:
             found = land_once(load_catalog(self.catalog).sources, log, self.lake, LandingOptions(), say)
         return Done(int(any(isinstance(each, str) for each in found.values())), "", "\n".join(said))
 
     @property
-    def _settings(self) -> Settings:
+    def settings(self) -> Settings:
         return load_settings(self.home.environment)
 
     def dies(self, point: str, *arguments: str) -> None:
@@ -162,6 +190,12 @@ class Case:
             timeout=120,
         )
         assert done.returncode == -signal.SIGKILL, f"it did not come to {point}: {done.stderr[-2000:]}"
+
+    @contextmanager
+    def doomed(self, point: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """As `running`, but what happens at a point of tests.faults.dying is seen to by the test."""
+        with self.home.started("python", "-m", "tests.faults.dying", point, *arguments) as process:
+            yield process
 
     @contextmanager
     def running(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
@@ -238,4 +272,10 @@ class Case:
             admin.script(self.either("DROP DATABASE shop WITH (FORCE)", "DROP DATABASE shop"))
 
     def admin(self) -> Database:
-        return open_database(f"{self.server.admin_url.rpartition('/')[0]}/{self.either('postgres', 'mysql')}")
+        return admin_of(self.server)
+
+
+def admin_of(server: Server) -> Database:
+    """The administrator's connection to a server, in its own database."""
+    own = {"postgresql": "postgres", "mariadb": "mysql"}[server.name]
+    return open_database(f"{server.admin_url.rpartition('/')[0]}/{own}")

@@ -1,6 +1,7 @@
 """`headwater` that gets `kill -9` at exactly one point: `python -m tests.faults.dying POINT capture shop`.
 
 Random moments seldom hit what lies between two lines of code. Nothing but the death is added to what the process does.
+With POINT:stalled it is stopped there instead (SIGSTOP), and goes on for good when it gets SIGCONT.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 
 __all__ = ["POINTS"]
 
 
-def _die(*_: object) -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
+_signals = [signal.SIGKILL]
+
+
+def _die(*_: object) -> None:
+    if _signals:
+        os.kill(os.getpid(), _signals.pop())
 
 
 def before_checkpoint() -> None:
@@ -102,5 +106,8 @@ POINTS: Mapping[str, Callable[[], None]] = {
 if __name__ == "__main__":
     from headwater.cli import main
 
-    POINTS[sys.argv.pop(1)]()
+    chosen, _, fate = sys.argv.pop(1).partition(":")
+    if fate == "stalled":
+        _signals[:] = [signal.SIGSTOP]
+    POINTS[chosen]()
     main()

@@ -1,12 +1,82 @@
-"""Faults 35, 37 and 38: tables that change while they are captured."""
+"""Faults 34 to 38: tables that change while they are captured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 
+from headwater.stack.server import kill, restart
 from tests.faults.case import Case
+from tests.faults.stand import wait_until
 
 Seen = Callable[[str], None]
+ALTERATIONS = {
+    "added column w": "ALTER TABLE t ADD COLUMN w int DEFAULT 7",
+    "dropped column v": "ALTER TABLE t DROP COLUMN v",
+    "added column x": "ALTER TABLE t RENAME COLUMN w TO x",
+}
+
+
+def test_34_columns_under_load(case: Case, seen: Seen) -> None:
+    """A column is added, another dropped, the first renamed, while two connections change rows and all is captured."""
+
+    def change(rng: Random) -> str:
+        key = rng.randrange(1, 3000)
+        return rng.choice(
+            (
+                f"UPDATE t SET id = -id WHERE id BETWEEN {key} AND {key + 5}",
+                f"UPDATE t SET {rng.choice('vwx')} = {rng.randrange(10_000)} WHERE id BETWEEN {key} AND {key + 5}",
+                f"DELETE FROM t WHERE id = {key}",
+                f"INSERT INTO t (id) VALUES ({rng.randrange(3001, 1 << 30)})",
+            )
+        )
+
+    case.make("t", 3000)
+    case.sync()
+    with case.running("capture", "shop"), case.running("land", "--every", "0.2"):
+        with case.writing(change) as written:
+            for said, alteration in ALTERATIONS.items():
+                before = written()
+                wait_until(lambda: written() > before + 100, "rows change")  # noqa: B023
+                case.sql(alteration)
+                wait_until(lambda: said in case.said, "the lander has said so")  # noqa: B023
+        case.wait_for_same()
+    seen("each is a version of the schema, said when it lands; the columns come and go in the lake; equals the source")
+
+
+def test_36_ddl_and_dml_then_a_crash(case: Case, seen: Seen) -> None:
+    """Rows and columns change in one transaction (MariaDB: its DDL commits by itself), and the connector gets kill -9.
+
+    It gets it when all is in the log and no checkpoint says so, twice. The server gets it while another one is open.
+    """
+    begin, commit = [["BEGIN"], ["COMMIT"]] if case.is_postgresql else [[], []]
+    case.make("t", 10)
+    case.sync()
+    case.sql(
+        *begin, "UPDATE t SET v = 'old' WHERE id = 1", "ALTER TABLE t ADD COLUMN w int",
+        "INSERT INTO t VALUES (100, 'a', 1)", "UPDATE t SET w = 2 WHERE id <= 2", "ALTER TABLE t DROP COLUMN v",
+        "INSERT INTO t VALUES (101, 3)", *commit,
+    )  # fmt: skip
+    for key in (102, 103):
+        case.dies("before_checkpoint", "capture", "shop", "--once")
+        case.sql(f"INSERT INTO t VALUES ({key}, 3)")
+    case.sync()
+    with case.running("capture", "shop"), case.running("land", "--every", "0.2"), case.connect() as altered:
+        for statement in (
+            *begin,
+            "INSERT INTO t VALUES (200, 4)",
+            "ALTER TABLE t ADD COLUMN x int",
+            case.either("SELECT", "BEGIN"),
+            "DELETE FROM t WHERE id = 3",
+        ):
+            altered.script(statement)
+        kill(case.server)
+        case.forget_connection()
+        restart(case.server)
+        case.sql("UPDATE t SET w = 9 WHERE id = 5")
+        case.wait_for_same()
+    case.same()
+    seen("read again and told apart from what was sent already; of the open one there is nothing; equals the source")
 
 
 def test_35_type_changed(case: Case, seen: Seen) -> None:

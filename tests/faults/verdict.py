@@ -79,6 +79,8 @@ def _judge_table(url: str, lake: Lake, table: str, key: Sequence[str]) -> TableV
             return int(db.sql(f"SELECT count(*) FROM ({query})").fetchall()[0][0])
 
         db.execute(f"CREATE TABLE state AS {state.render(history=history, keys=list(key))}")
+        for added in set(source.column_names) - set(db.sql("FROM state").columns):
+            db.execute(f'ALTER TABLE state ADD COLUMN "{added}" VARCHAR')  # no row has landed that has it
         db.register("source", source)
         here, there = f"SELECT {columns} FROM source", f"SELECT {columns} FROM state"
         places = f"{by_key}, source_epoch, source_position, source_order"
