@@ -5,7 +5,7 @@ and grow, by one unless Kafka has compacted records away or keeps marks of its o
 `next_offset` of it. A group's committed offset is the next one that it will read. Old records may be deleted, so a
 partition begins where it begins.
 
-    sqlite_log.py, sqlite_writer.py    the embedded log: one file, one partition for each topic
+    sqlite_log.py, sqlite_writer.py    the embedded log: one file (sqlite_batches.py), one partition for each topic
     kafka_log.py, kafka_writer.py      Kafka
     open_log.py                        which of them, by HEADWATER_LOG_URL
 """

@@ -84,3 +84,22 @@ def test_the_code_location_loads_in_a_fresh_interpreter_without_heavy_packages(t
     print(done.stdout)
     assert done.returncode == 0, done.stderr
     assert "heavy: []" in done.stdout
+
+
+def test_a_connector_on_the_embedded_log_imports_no_table_library(tmp_path: Path) -> None:
+    """It takes a second and 150 MB that a connector has no use for."""
+    code = """
+import sys
+from pathlib import Path
+import streaming.capture.service, streaming.mysql.source, streaming.postgres.source
+from streaming.sqlite_writer import SqliteWriter
+writer = SqliteWriter(Path(sys.argv[1]))
+writer.send("t", b"k", b"{}", 1)
+writer.flush()
+print(writer.tails("t"))
+print("heavy:", sorted({"pyarrow", "pandas", "numpy", "duckdb", "deltalake", "dagster"} & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "log.db")]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["{0: [Record(offset=0, timestamp_us=1, key=b'k', value=b'{}')]}", "heavy: []"]

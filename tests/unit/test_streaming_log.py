@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaming.log import BATCH_SCHEMA, ChangeLog, TopicPartition
+from streaming.log_writer import Record as Tail
 from streaming.sqlite_log import (
     BatchShapeError,
     OffsetOutOfRangeError,
@@ -20,6 +22,7 @@ from streaming.sqlite_log import (
     UnknownTopicError,
     UnusableLogError,
 )
+from streaming.sqlite_writer import SqliteWriter
 
 A, B = TopicPartition("a", 0), TopicPartition("b", 0)
 Record = tuple[int, str | None, str | None]
@@ -35,6 +38,19 @@ def batch(records: list[Record]) -> pa.Table:
             "timestamp_us": pa.array(times, pa.int64()),
         }
     )
+
+
+def send(path: Path, batches: dict[str, list[Record]]) -> None:
+    """The same as a connector does it."""
+    with closing(SqliteWriter(path)) as writer:
+        for topic, records in batches.items():
+            for time_us, key, value in records:
+                writer.send(topic, encoded(key), encoded(value), time_us)
+        writer.flush()
+
+
+def encoded(text: str | None) -> bytes | None:
+    return None if text is None else text.encode()
 
 
 def numbered(count: int, start: int = 0) -> pa.Table:
@@ -59,9 +75,12 @@ def test_reads_back_what_was_appended_from_any_offset(
     model: dict[str, list[Record]] = {"a": [], "b": []}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.db"
-        for batches in appends:
-            with SqliteLog(path) as log:  # opened anew each time: what is read was on disk
-                log.append({topic: batch(records) for topic, records in batches.items()})
+        for number, batches in enumerate(appends):
+            if number % 2:
+                send(path, batches)
+            else:
+                with SqliteLog(path) as log:  # opened anew each time: what is read was on disk
+                    log.append({topic: batch(records) for topic, records in batches.items()})
             for topic, records in batches.items():
                 model[topic] += records
         with SqliteLog(path) as log:
@@ -74,6 +93,10 @@ def test_reads_back_what_was_appended_from_any_offset(
                 assert read.schema == BATCH_SCHEMA
                 expected = [(start + i, *r) for i, r in enumerate(records[start : start + limit])]
                 assert [tuple(row.values()) for row in read.to_pylist()] == expected
+        with closing(SqliteWriter(path)) as writer:
+            for topic, records in model.items():
+                ends = [Tail(n, at, *map(encoded, texts)) for n, (at, *texts) in enumerate(records)][-limit:]
+                assert writer.tails(topic, limit) == ({0: ends} if ends else {})
 
 
 def test_is_a_change_log(log: SqliteLog) -> None:
