@@ -28,7 +28,7 @@ __all__ = ["LAG", "STALLED_S", "build_lag_sensor", "lag_checks"]
 
 LAG = "lag"
 # Of the system's clock: a replay's own time leaps.
-STALLED_S = 120.0
+STALLED_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def build_lag_sensor(catalog: Catalog, settings: Settings) -> dg.SensorDefinitio
     @dg.sensor(
         name="lag",
         description="Fails the lag check of every raw table whose connector or consumer has stalled; says what to do.",
-        minimum_interval_seconds=30,
+        minimum_interval_seconds=10,
         default_status=dg.DefaultSensorStatus.RUNNING if settings.automation else dg.DefaultSensorStatus.STOPPED,
     )
     def lag(context: dg.SensorEvaluationContext) -> dg.SensorResult:

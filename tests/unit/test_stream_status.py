@@ -52,14 +52,14 @@ def test_a_consumer_that_stands_still_is_a_problem_and_one_that_is_on_time_is_no
     with SqliteLog(settings.log_path) as log:
         log.append({"cdc.shop.products": product(NOW - 11 * 60 * MINUTE)})
         land(products, log, Lake(settings.lake_dir), 100)
-        log.append({"cdc.shop.products": product(NOW - MINUTE / 2, "A2")})
+        log.append({"cdc.shop.products": product(NOW - MINUTE / 6, "A2")})
         (found,) = [c for c in looked_at(settings, catalog, log).consumers if c.topic == "cdc.shop.products"]
-        assert (found.rows, found.lag_rows, found.lag_s, found.problem) == (1, 1, 30.0, None)
+        assert (found.rows, found.lag_rows, found.lag_s, found.problem) == (1, 1, 10.0, None)
         log.append({"cdc.shop.products": product(NOW, "A3")})
         status = stream_status(settings, catalog, log, Lake(settings.lake_dir), NOW + MINUTE)
         (found,) = [c for c in status.consumers if c.topic == "cdc.shop.products"]
-        assert (found.group, found.lag_rows, found.lag_s) == (GROUP, 2, 90.0)
-        assert found.problem == "the first of 2 records not landed is 90 s old"
+        assert (found.group, found.lag_rows, found.lag_s) == (GROUP, 2, 70.0)
+        assert found.problem == "the first of 2 records not landed is 70 s old"
         assert any("headwater land" in line for line in status.problems)
         assert 'headwater_lag_rows{group="landing",topic="cdc.shop.products"} 2' in prometheus_text(status)
 
