@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from catalog.keys import cdc_topic
+from headwater.stack.server import kill, restart, stop
 from streaming.capture.checkpoint import state_topic
 from streaming.sqlite_writer import SqliteWriter
 from tests.faults.case import Case
-from tests.faults.stand import wait_until
+from tests.faults.stand import SETTINGS, wait_until
+from tests.faults.standby import catch_up, name_both, promote, standby_of, with_slot
+from tests.integration.stack_servers import started
 
 Seen = Callable[[str], None]
 ON_POSTGRESQL = pytest.mark.parametrize("case", ["postgresql"], indirect=True)
@@ -66,6 +71,36 @@ def test_03_slot_dropped(case: Case, seen: Seen) -> None:
     assert "--from-scratch" in case.halts("postgresql_slot_missing")
     from_scratch(case)
     seen("halt with runbook postgresql_slot_missing, also in `headwater status`; --from-scratch: equals the source")
+
+
+@contextmanager
+def bounded_wal(case: Case) -> Iterator[None]:
+    """The server keeps at most a megabyte for slots."""
+    case.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'", "SELECT pg_reload_conf()")
+    try:
+        yield
+    finally:
+        case.sql("ALTER SYSTEM RESET max_slot_wal_keep_size", "SELECT pg_reload_conf()")
+
+
+@ON_POSTGRESQL
+def test_04_slot_invalidated(case: Case, seen: Seen) -> None:
+    """While the connector is stopped, rows change and more is logged than max_slot_wal_keep_size (1 MB)."""
+    captured(case)
+    case.sql("DELETE FROM t WHERE id = 1", "UPDATE t SET v = 'unseen' WHERE id = 2")
+
+    def given_up() -> bool:
+        case.sql("CHECKPOINT; SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000)), pg_switch_wal()")
+        return case.sql(f"SELECT wal_status FROM pg_replication_slots WHERE slot_name = '{SLOT}'") == [("lost",)]
+
+    with bounded_wal(case):
+        wait_until(given_up, "the server has given the slot up")
+        said = case.halts("postgresql_slot_invalidated")
+    remedy = re.search(r"(SELECT pg_drop_replication_slot\(.*?\)), then .*--from-scratch", said)
+    assert remedy, said
+    case.sql(remedy[1])
+    from_scratch(case)
+    seen("halt with runbook postgresql_slot_invalidated; its statement and --from-scratch: equals the source")
 
 
 def nothing_is_kept(case: Case, make_busy: Callable[[str], None], seen: Seen) -> None:
@@ -127,6 +162,31 @@ def test_08_binlog_reset(case: Case, seen: Seen) -> None:
     seen("halt with runbook mariadb_binlog_reset; --from-scratch: equals the source")
 
 
+def test_09_another_server(own_case: Case, tmp_path: Path, seen: Seen) -> None:
+    """The server is stopped, and another one is installed at its address, with the same table and other rows."""
+    case = own_case
+    captured(case)
+    case.insert("t", 4, 9)
+    case.sync()
+    before = case.history("t")
+    stop(case.server)
+    name = case.server.name
+    with started(name, tmp_path / "other", port=case.server.port, settings=SETTINGS[name]) as other:
+        case.move_to(other)
+        with case.admin() as admin:
+            admin.script("CREATE DATABASE shop")
+        case.sql("CREATE TABLE t (id int PRIMARY KEY, v varchar(200))")
+        case.insert("t", 3, 5)
+        assert "--accept-identity" in case.halts("another_server")
+        assert case.land().code == 0
+        assert case.history("t") == before, "nothing was taken from it"
+        case.sync(accept_identity=True)
+        case.insert("t", 6, 7)
+        case.sync()
+        case.forget_connection()
+    seen("halt with runbook another_server, nothing is captured; --accept-identity: equals the other server's table")
+
+
 @pytest.mark.parametrize("damage", ["corrupt", "truncated"])
 def test_10_checkpoint_damaged(case: Case, damage: str, seen: Seen) -> None:
     """The last record of the connector's checkpoints is altered; is cut in half."""
@@ -141,6 +201,31 @@ def test_10_checkpoint_damaged(case: Case, damage: str, seen: Seen) -> None:
     assert "--from-scratch" in case.halts("checkpoint_corrupt")
     from_scratch(case)
     seen("halt with runbook checkpoint_corrupt; --from-scratch: equals the source")
+
+
+def copy_stopped(case: Case, source: Path, target: Path) -> None:
+    """All files of the server, while it is stopped."""
+    case.forget_connection()
+    stop(case.server)
+    for command in (["rm", "-rf", target], ["cp", "-a", source, target]):
+        subprocess.run(command, check=True)
+    case.server = restart(case.server)
+
+
+def test_11_offset_ahead_of_the_server(own_case: Case, tmp_path: Path, seen: Seen) -> None:
+    """The server is restored from a backup, older than what was captured and landed, and goes on from there."""
+    case, data = own_case, own_case.server.home / "data"
+    captured(case)
+    copy_stopped(case, data, tmp_path / "backup")
+    case.sql("DELETE FROM t WHERE id = 1")
+    case.insert("t", 1000, 9000)
+    case.sync()
+    copy_stopped(case, tmp_path / "backup", data)
+    case.insert("t", 2000, 2002)
+    runbook = case.either("postgresql_server_behind", "mariadb_binlog_reset")
+    assert "--from-scratch" in case.halts(runbook)
+    from_scratch(case)
+    seen(f"halt with runbook {runbook}; --from-scratch: rows that the server has lost go from the lake too, equal")
 
 
 def test_12_a_second_connector(case: Case, tmp_path: Path, seen: Seen) -> None:
@@ -184,3 +269,57 @@ def test_13_part_of_the_log_again(case: Case, seen: Seen) -> None:
     assert case.history("t") == before
     case.same()
     seen("the repeated changes are counted and left out; the raw table is as before")
+
+
+def test_14_standby_promoted(own_case: Case, tmp_path: Path, seen: Seen) -> None:
+    """Connector and lander run, with both servers in the URL; `kill -9` of the primary, its standby is promoted (the
+    slot was carried there before).
+    """
+    case, primary = own_case, own_case.server
+    with standby_of(case, tmp_path / "standby") as standby:
+        captured(case)
+        if case.is_postgresql:
+            standby = with_slot(case, standby, SLOT)
+        name_both(case, standby)
+        with case.running("capture", "shop"), case.running("land", "--every", "0.2"):
+            case.insert("t", 10, 20)
+            case.wait_for_same()
+            case.insert("t", 30, 40)
+            catch_up(case, standby)
+            case.forget_connection()
+            kill(primary)
+            promote(case, standby)
+            case.server = standby
+            case.sql("UPDATE t SET v = 'on the former standby' WHERE id IN (1, 35)")
+            case.wait_for_same()
+        assert [op for op, _, _ in case.history("t")].count("r") == 3, "nothing was read again"
+        case.forget_connection()
+    seen("it goes on with the former standby where it was, nothing is read again; equals the source")
+
+
+def test_14_standby_without_our_place(own_case: Case, tmp_path: Path, seen: Seen) -> None:
+    """A standby is promoted that has no slot (MariaDB: that lacks a transaction that was captured); the connector is
+    pointed at it.
+    """
+    case, primary = own_case, own_case.server
+    with standby_of(case, tmp_path / "standby") as standby:
+        captured(case)
+        catch_up(case, standby)
+        if case.is_postgresql:
+            kill(primary)
+            promote(case, standby)
+        else:
+            promote(case, standby)
+            case.sql("DELETE FROM t WHERE id = 1")
+            case.sync()
+            kill(primary)
+        case.move_to(standby)
+        case.insert("t", 10, 20)
+        runbook = case.either("postgresql_slot_missing", "another_server")
+        remedy = case.either("--from-scratch", "--accept-identity")
+        assert remedy in case.halts(runbook)
+        case.sync(**{remedy.removeprefix("--").replace("-", "_"): True})
+        case.insert("t", 30, 40)
+        case.sync()
+        case.forget_connection()
+    seen(f"halt with runbook {runbook}; {remedy}: equals the former standby")
