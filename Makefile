@@ -35,7 +35,7 @@ format: env
 	$(BIN)/ruff check --fix .
 
 test: lint ## lint, types, unit, graph and integration tests
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: env ## every fault that the change stream must survive; writes docs/reference/faults.md
 	$(BIN)/pytest tests/faults --write-page docs/reference/faults.md

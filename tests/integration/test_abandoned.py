@@ -100,11 +100,3 @@ def test_a_run_that_ended_by_an_error_leaves_nothing_for_long(instance: DagsterI
     with process_tags(instance, locks) as tags:
         assert [file.name for file in locks.iterdir()] == [tags[LOCK_TAG]]
     assert list(locks.iterdir()) == []
-
-
-def test_headwater_run_closes_the_runs_that_were_killed_before_it(rewound) -> None:
-    """`kill -9` in the middle of three runs, then runs that succeeded, two of them at once."""
-    with rewound.late.instance() as instance:
-        statuses = [run.status for run in reversed(instance.get_runs())]
-    killed, done = len(rewound.killed_in), 3
-    assert statuses == [DagsterRunStatus.FAILURE] * killed + [DagsterRunStatus.SUCCESS] * done

@@ -1,14 +1,12 @@
 """Long runs that tests share: real processes on homes of their own, started together because each is mostly one thread.
 
 A play is one such run, or several on one home. The plays that the selected tests ask for start with the first test of
-this folder, three at a time. Meanwhile go the tests that need none; those that do come last, each waits for its own.
-Where pytest has several workers, one of them begins with all tests that need plays, and the others have the rest.
+this folder, three at a time; each test waits for its own. Of pytest's workers one has this folder (tests/conftest.py).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import signal
@@ -278,24 +276,8 @@ PLAYS: dict[str, Callable[[Path, Others], Any]] = {
 NEEDS = {"healed": "shop_run", "postgresql_route": "shop_run", "mariadb_route": "shop_run"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        items.sort(key=lambda item: bool(_plays_of(item)))
-        return
-    items.sort(key=lambda item: not _plays_of(item))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("plays" if _plays_of(item) else item.path.stem))
-
-
 def _plays_of(item: pytest.Item) -> set[str]:
     return PLAYS.keys() & getattr(item, "fixturenames", ())
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _begin(request: pytest.FixtureRequest) -> None:
-    """A worker without tests that need plays starts none."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        request.getfixturevalue("plays")
 
 
 @pytest.fixture(scope="session")

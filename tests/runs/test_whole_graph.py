@@ -153,6 +153,14 @@ def test_moved_forward_every_table_is_that_of_a_single_run(shop_run, rewound):
     }, rewound.killed_in
 
 
+def test_headwater_run_closes_the_runs_that_were_killed_before_it(rewound) -> None:
+    """`kill -9` in the middle of three runs, then runs that succeeded, two of them at once."""
+    with rewound.late.instance() as instance:
+        statuses = [run.status for run in reversed(instance.get_runs())]
+    killed, done = len(rewound.killed_in), 3
+    assert statuses == [dg.DagsterRunStatus.FAILURE] * killed + [dg.DagsterRunStatus.SUCCESS] * done
+
+
 def test_two_runs_at_once_do_the_work_once(rewound):
     assert [run.code for run in rewound.runs] == [0, 0], "\n".join(map(str, rewound.runs))
     built = (Key("marts", "sales", "purchase_lines"), Key("features", "customer", "activity"))
