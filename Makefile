@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: run dev serve up down test test-faults lint format lock bench shell check clean env
+.PHONY: run dev serve up down test test-faults lint format lock bench bench-stream shell check clean env
 
 env: ## create or update .venv
 	@deploy/environment.sh
@@ -40,10 +40,14 @@ test: lint ## lint, types, unit, graph and integration tests
 test-faults: env ## every fault that the change stream must survive; writes docs/reference/faults.md
 	$(BIN)/pytest tests/faults --write-page docs/reference/faults.md
 
-bench: env ## side-by-side benchmarks; each prints its raw rows
+bench: env ## side-by-side benchmarks of graph and features, minutes; each prints its raw rows
 	$(BIN)/python -m bench.load
 	$(BIN)/python -m bench.graph
 	$(BIN)/python -m bench.pit
+
+bench-stream: env ## the change stream's, an hour or more: landing, and our connectors beside Debezium (needs Java)
+	$(BIN)/python -m bench.landing
+	$(BIN)/python -m bench.cdc
 
 shell: env ## a shell with `headwater` on PATH
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $${SHELL:-/bin/sh} -i

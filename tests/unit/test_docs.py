@@ -43,6 +43,13 @@ def test_commands_and_settings_named_in_the_docs_exist(page: Path) -> None:
     assert settings <= {s.env for s in SETTINGS} | {"HEADWATER_GONE"}, settings
 
 
+def test_modules_named_in_the_architecture_exist() -> None:
+    text = (PROJECT / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`([a-z_]+/[a-z_/]*\.py|(?:[a-z_]+/)+)`", text)
+    assert len(named) > 30
+    assert [name for name in named if not (PROJECT / name).exists()] == []
+
+
 def test_the_model_of_the_how_to_passes_the_check(tmp_path: Path) -> None:
     text = (PROJECT / "docs" / "how_to" / "add_model.md").read_text()
     example = re.search(r"```yaml\n# catalog/models/(\w+)\.yaml\n(.*?)```", text, flags=re.DOTALL)
