@@ -85,7 +85,7 @@ class Case:
             self._connection = self.connect()
         for statement in statements:
             if statement.startswith("SELECT"):
-                return self._connection.query(statement.replace("%", "%%"))
+                return self._connection.query(statement)
             self._connection.script(statement)
         return []
 

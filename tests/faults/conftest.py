@@ -45,8 +45,11 @@ def _done(request: pytest.FixtureRequest, record_property: Callable[[str, object
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A page with a case that is not covered is a failure, also where every test that ran has passed."""
     if path := session.config.getoption("--write-page", None):
-        write_page(Path(path), _outcomes)
+        for line in write_page(Path(path), _outcomes):
+            print(f"\nnot covered: {line}", end="")
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture
