@@ -65,6 +65,7 @@ class Settings:
     automation: bool
     actor: str
     landing_batch_rows: int
+    lake_version_days: int
     api_host: str
     api_port: int
     ui_port: int
@@ -313,6 +314,14 @@ SETTINGS: tuple[Setting, ...] = (
         "changes landed in one Delta transaction",
         "1 to 10000000",
         _between(1, 10_000_000),
+    ),
+    Setting(
+        "HEADWATER_LAKE_VERSION_DAYS",
+        "lake_version_days",
+        "30",
+        "days for which landing keeps the files that it has joined: as old a version of a raw table can be read",
+        "1 to 30 (Delta's own log goes back no further)",
+        _between(1, 30),
     ),
     Setting("HEADWATER_API_HOST", "api_host", "127.0.0.1", "address that the servers bind to", "an address", _text),
     Setting("HEADWATER_API_PORT", "api_port", "8000", "the prediction API's port", _PORTS, _PORT),

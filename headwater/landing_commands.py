@@ -56,7 +56,8 @@ def land(*, once: bool, every_s: float) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask_to_stop)
-    log, lake, options = open_log(settings), Lake(settings.lake_dir), Options(settings.landing_batch_rows, every_s)
+    log, lake = open_log(settings), Lake(settings.lake_dir, settings.lake_version_days)
+    options = Options(settings.landing_batch_rows, every_s)
     _say("landing begins", log=_shown(settings))
     try:
         if once:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +42,7 @@ __all__ = [
 # Files below each size are joined when there are many of them: so a row is rewritten a few times only.
 _TIERS = (1 << 20, 16 << 20, 128 << 20)
 _MANY_FILES = 32
+_DAY_S = 24 * 60 * 60
 
 
 class LakeError(RuntimeError):
@@ -67,9 +69,13 @@ class UnusablePathError(LakeError):
 
 @dataclass(frozen=True)
 class Lake:
-    """Delta tables below `root`, one folder for each key. Raises UnusablePathError for a root that cannot hold any."""
+    """Delta tables below `root`, one folder for each key. Raises UnusablePathError for a root that cannot hold any.
+
+    `version_days`: for how long the files of a compacted table's older versions are kept.
+    """
 
     root: Path
+    version_days: int = 30
 
     def __post_init__(self) -> None:
         real = os.path.realpath(self.root)
@@ -150,10 +156,11 @@ class Lake:
         return int((onto or DeltaTable(str(self.path(key)))).version())
 
     def compact(self, key: Key) -> int:
-        """Join small files where there are many of a size. Returns how many files it did away with.
+        """Join small files where there are many of a size. Returns how many files the table has less.
 
-        What is read meanwhile is not disturbed, and old versions keep their files. Nothing is done while another
-        process does it: Delta lets both commit, and every row is there twice from then on.
+        What is read meanwhile is not disturbed, and old versions keep their files for `version_days`: those that were
+        joined longer ago are deleted. Nothing is done while another process does it: Delta lets both commit, and every
+        row is there twice from then on.
         """
         lock = self.root / ".locks" / f"{key.dotted}.compaction.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -162,17 +169,40 @@ class Lake:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return 0
-            return self._compact(key)
+            table = self.table(key)
+            before = _sizes(table)
+            joined = self._join_small_files(table)
+            after = _sizes(table)
+            self._delete_joined(key, joined, after.keys())
+            return len(before) - len(after)
 
-    def _compact(self, key: Key) -> int:
-        table, before = self.table(key), 0
-        sizes = pa.table(table.get_add_actions())["size_bytes"].to_pylist()
+    @staticmethod
+    def _join_small_files(table: DeltaTable) -> Set[str]:
+        """Returns which, also those that were made by it and joined again."""
+        joined: set[str] = set()
         for target in _TIERS:
-            if sum(size < target for size in sizes) >= _MANY_FILES:
-                before = before or len(sizes)
+            before = _sizes(table)
+            if sum(size < target for size in before.values()) >= _MANY_FILES:
                 table.optimize.compact(target_size=target)
-                sizes = pa.table(table.get_add_actions())["size_bytes"].to_pylist()
-        return before - len(sizes) if before else 0
+                joined |= before.keys() - _sizes(table).keys()
+        return joined
+
+    def _delete_joined(self, key: Key, joined: Set[str], live: Set[str]) -> None:
+        """Note which files were joined just now, and delete those that were `version_days` ago.
+
+        Not Delta's vacuum: it knows when a file was replaced only while the table's log has a line for each, which
+        every reader would have to read.
+        """
+        notes = self.root / ".joined" / key.dotted
+        if joined:
+            notes.mkdir(parents=True, exist_ok=True)
+            (notes / f"{time.time_ns()}.txt").write_text("\n".join(sorted(joined)))
+        for note in sorted(notes.glob("*.txt")):
+            if time.time() - note.stat().st_mtime > self.version_days * _DAY_S:
+                for name in note.read_text().split("\n"):
+                    if name not in live:
+                        (self.path(key) / name).unlink(missing_ok=True)
+                note.unlink()
 
     def schema(self, key: Key, version: int | None = None) -> pa.Schema:
         """The table's columns as Arrow types. Raises MissingTableError."""
@@ -183,9 +213,17 @@ class Lake:
         return parquet_files(self.table(key, version))
 
     def scan_sql(self, key: Key, version: int | None = None) -> str:
-        """A DuckDB table expression over the table's files; typed even when the table has none."""
+        """A DuckDB table expression over the table's files; typed even when the table has none.
+
+        Raises MissingTableError, UnknownVersionError.
+        """
         table = self.table(key, version)
         files = parquet_files(table)
+        if version is not None and not all(map(os.path.exists, files)):
+            raise UnknownVersionError(
+                f"table {key.dotted}: the files of version {version} were deleted, {self.version_days} days after they "
+                "had been joined (HEADWATER_LAKE_VERSION_DAYS)"
+            )
         if files and key.layer != "raw":
             return f"read_parquet({_sql_list(files)})"
         schema = pa.schema(table.schema().to_arrow())
@@ -233,6 +271,13 @@ def quoted(key: Key) -> str:
 def parquet_files(table: DeltaTable) -> list[str]:
     """The paths of a local table's files. delta-rs gives them percent-encoded: in a home with a space none is found."""
     return [unquote(uri) for uri in table.file_uris()]
+
+
+def _sizes(table: DeltaTable) -> Mapping[str, int]:
+    """Bytes of each file by its name."""
+    found = pa.table(table.get_add_actions())
+    names = [Path(path).name for path in found["path"].to_pylist()]
+    return dict(zip(names, found["size_bytes"].to_pylist(), strict=True))
 
 
 def _sql_list(files: Sequence[str]) -> str:

@@ -32,7 +32,7 @@ class Platform:
 
     @cached_property
     def lake(self) -> Lake:
-        return Lake(self.settings.lake_dir)
+        return Lake(self.settings.lake_dir, self.settings.lake_version_days)
 
     @cached_property
     def ledger(self) -> Ledger:

@@ -1,16 +1,20 @@
-"""Several processes that land in the same table join its small files at the same moment: each row stays once."""
+"""Small files are joined: each row stays once, and an older version's files are kept for as long as is set."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
 from catalog.keys import raw
-from lake.tables import Lake
+from lake.query import query
+from lake.tables import Lake, UnknownVersionError
 
 PROJECT = Path(__file__).resolve().parents[2]
 TABLE = raw("shop", "things")
@@ -28,10 +32,44 @@ COMPACT = """
 """
 
 
+def fill(lake: Lake) -> None:
+    start = lake.rows(TABLE) if lake.exists(TABLE) else 0
+    for number in range(FILES):
+        lake.append(TABLE, pa.table({"id": range(start + number * ROWS, start + (number + 1) * ROWS)}))
+
+
+def test_files_of_an_older_version_are_kept_as_long_as_is_set(tmp_path: Path) -> None:
+    lake = Lake(tmp_path, version_days=3)
+    counted = f"SELECT count(*) AS n, sum(id) AS total FROM {TABLE.dotted}"
+
+    def files() -> int:
+        return len(list(lake.path(TABLE).glob("*.parquet")))
+
+    def joined_days_ago(days: float) -> None:
+        for note in (tmp_path / ".joined" / TABLE.dotted).iterdir():
+            os.utime(note, (time.time() - days * 86_400,) * 2)
+
+    fill(lake)
+    version, before = lake.version(TABLE), query(lake, counted)
+    assert lake.compact(TABLE) == FILES - 1
+    joined_days_ago(2.9)
+    fill(lake)
+    assert lake.compact(TABLE) == FILES
+    assert query(lake, counted, version=version) == before
+    assert files() == 2 * FILES + 2
+    joined_days_ago(3.1)
+    now = query(lake, counted)
+    assert lake.compact(TABLE) == 0
+    assert files() == 1
+    assert query(lake, counted) == now
+    assert now["n"].to_pylist() == [2 * FILES * ROWS]
+    with pytest.raises(UnknownVersionError, match=f"version {version} were deleted, 3 days after"):
+        query(lake, counted, version=version)
+
+
 def test_files_are_joined_once_and_rows_stay_once(tmp_path: Path) -> None:
     lake = Lake(tmp_path)
-    for number in range(FILES):
-        lake.append(TABLE, pa.table({"id": range(number * ROWS, number * ROWS + ROWS)}))
+    fill(lake)
     command = [sys.executable, "-c", textwrap.dedent(COMPACT), str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": PROJECT}
     processes = [subprocess.Popen(command, **pipes) for _ in range(3)]
