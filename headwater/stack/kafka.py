@@ -110,7 +110,8 @@ def _is_made(place: Place) -> bool:
 
 def _make(plan: Plan) -> None:
     """Name the cluster; its directories are formatted at every start, which leaves those that are."""
-    (plan.place.home / "cluster").write_text(base64.urlsafe_b64encode(uuid.uuid4().bytes)[:22].decode())
+    name = base64.urlsafe_b64encode(uuid.uuid4().bytes)[:22].decode()
+    (plan.place.home / "cluster").write_text(name.replace("-", "A"))  # one that begins with it is taken for an option
 
 
 def _command(plan: Plan) -> list[str]:
