@@ -61,7 +61,7 @@ def _make(plan: Plan) -> None:
         plan.place.run(["rm", "-rf", str(data)])
     plan.place.run(
         [str(program("mariadb-install-db")), "--no-defaults", f"--datadir={data}", "--skip-test-db",
-         "--skip-name-resolve", "--auth-root-authentication-method=socket"]
+         f"--tmpdir={_temporary(plan.place)}", "--skip-name-resolve", "--auth-root-authentication-method=socket"]
     )  # fmt: skip
     first = home / "first.sql"
     first.touch(mode=0o600)
@@ -72,9 +72,17 @@ def _make(plan: Plan) -> None:
     (home / "made").touch()
 
 
+def _temporary(place: Place) -> Path:
+    """A directory for temporary tables: in a shared one, each server that starts deletes those of the others."""
+    found = place.home / "tmp"
+    found.mkdir(exist_ok=True)
+    return place.give(found)
+
+
 def _command(plan: Plan) -> list[str]:
     home = plan.place.home
-    settings = {"datadir": str(home / "data"), "port": str(plan.ports[0]), **SETTINGS, **plan.settings}
+    own = {"datadir": str(home / "data"), "tmpdir": str(_temporary(plan.place)), "port": str(plan.ports[0])}
+    settings = {**own, **SETTINGS, **plan.settings}
     if settings.get("ssl", "").lower() == "on" and "ssl_cert" not in settings:
         certificate = make_certificate(plan.place)
         settings |= {"ssl_cert": str(certificate.chain), "ssl_key": str(certificate.key)}
