@@ -41,11 +41,38 @@ def standby_of(case: Case, directory: Path) -> Iterator[Server]:
 
 
 def with_slot(case: Case, standby: Server, slot: str) -> Server:
-    """PostgreSQL's standby with the primary's slot as it is now, as programs for failover carry it there before 17."""
+    """PostgreSQL's standby, once it has the slot: from 17 on as the how-to says, else as failover programs carry it."""
+    ((version,),) = case.sql("SELECT current_setting('server_version_num')::int")
+    return _synchronised(case, standby, slot) if version >= 170_000 else _carried(case, standby, slot)
+
+
+def _synchronised(case: Case, standby: Server, slot: str) -> Server:
+    case.sql("SELECT pg_create_physical_replication_slot('standby')")
+    with admin_of(standby) as database:
+        ((primary,),) = database.query(
+            "SELECT quote_literal(current_setting('primary_conninfo') || ' dbname=postgres')"
+        )
+        database.script(f"ALTER SYSTEM SET primary_conninfo = {primary}")
+        database.script("ALTER SYSTEM SET primary_slot_name = 'standby'")
+        database.script("ALTER SYSTEM SET hot_standby_feedback = on")
+        database.script("ALTER SYSTEM SET sync_replication_slots = on")
+        database.query("SELECT pg_reload_conf()")
+        found = f"SELECT synced AND NOT temporary FROM pg_replication_slots WHERE slot_name = '{slot}'"
+
+        def there() -> bool:
+            case.sql("SELECT pg_log_standby_snapshot()")  # what lets a slot that is read move on
+            return database.query(found) == [(True,)]
+
+        with case.running("capture", "shop"):
+            wait_until(there, "the slot is synchronised")
+    return standby
+
+
+def _carried(case: Case, standby: Server, slot: str) -> Server:
     case.sql("CHECKPOINT")  # it writes slots too
     stop(standby)
     there = standby.home / "data" / "pg_replslot" / slot
-    shutil.copytree(case.server.home / "data" / "pg_replslot" / slot, there, dirs_exist_ok=True)
+    shutil.copytree(case.server.home / "data" / "pg_replslot" / slot, there)
     owner = there.parent.stat()
     for path in (there, *there.iterdir()):
         shutil.chown(path, owner.st_uid, owner.st_gid)
