@@ -298,22 +298,24 @@ def test_14_standby_promoted(own_case: Case, tmp_path: Path, seen: Seen) -> None
 
 
 def test_14_standby_without_our_place(own_case: Case, tmp_path: Path, seen: Seen) -> None:
-    """A standby is promoted that has no slot (MariaDB: that lacks a transaction that was captured); the connector is
-    pointed at it.
+    """The connector is pointed at a standby that is then promoted and has no slot (MariaDB: that lacks a transaction
+    that was captured).
     """
     case, primary = own_case, own_case.server
     with standby_of(case, tmp_path / "standby") as standby:
         captured(case)
         catch_up(case, standby)
-        if case.is_postgresql:
-            kill(primary)
-            promote(case, standby)
-        else:
+        if not case.is_postgresql:
             promote(case, standby)
             case.sql("DELETE FROM t WHERE id = 1")
             case.sync()
-            kill(primary)
+        kill(primary)
         case.move_to(standby)
+        if case.is_postgresql:
+            with case.home.started("headwater", "capture", "shop") as process:
+                wait_until(lambda: "waiting for it to be promoted" in case.said, "it waits")
+                promote(case, standby)
+                assert process.wait(60) == 1, case.said
         case.insert("t", 10, 20)
         runbook = case.either("postgresql_slot_missing", "another_server")
         remedy = case.either("--from-scratch", "--accept-identity")

@@ -27,25 +27,16 @@ from memory_writer import Log, MemoryWriter, changes, fold, places
 from stack_servers import started
 
 from headwater.stack.server import Server, kill, restart
-from streaming.capture.errors import AnotherServer, Halt, Retryable
+from streaming.capture.errors import Halt, Retryable
 from streaming.mysql.source import MysqlSource
 
 ORDERS = "CREATE TABLE orders (id int PRIMARY KEY, v varchar(20), n int DEFAULT 0)"
-ACCEPT = replace(FAST, accept_identity=True)
 FROM_SCRATCH = replace(FAST, from_scratch=True)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with started("mariadb", tmp_path_factory.mktemp("mariadb") / "server", settings=RELAXED) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A second server, of a history of its own."""
-    settings = {**RELAXED, "server_id": "2"}
-    with started("mariadb", tmp_path_factory.mktemp("other") / "server", settings=settings) as running:
         yield running
 
 
@@ -161,44 +152,6 @@ def test_another_server_id_does_not_matter(server: Server, shop: Shop) -> None:
     shop.run("SET GLOBAL server_id = 1", "INSERT INTO orders (id) VALUES (3)")
     capture_once(server, log, "orders")
     assert (ids(log), snapshots(log)) == ([1, 2, 3], 1)
-
-
-def test_another_server_is_refused_until_it_is_accepted(server: Server, other: Server, shop: Shop) -> None:
-    log: Log = {}
-    capture_once(server, log, "orders")
-    with Shop(other) as foreign:
-        fresh_database(foreign, [ORDERS, "INSERT INTO orders (id) VALUES (7)"])
-    with pytest.raises(AnotherServer, match=r"another server.*--accept-identity.*another_server"):
-        capture_once(other, log, "orders")
-    assert ids(log) == [1]
-    capture_once(other, log, "orders", options=ACCEPT)
-    assert ids(log) == [7]
-
-
-def test_a_replica_that_was_promoted_is_followed_without_reading_anything_again(
-    server: Server, other: Server, shop: Shop
-) -> None:
-    log: Log = {}
-    shop.run("RESET MASTER")  # the replica has to have all of it
-    fresh_database(shop, [ORDERS, "INSERT INTO orders (id) VALUES (1)"])
-    capture_once(server, log, "orders")
-    with Shop(other) as replica:
-        replica.run("RESET MASTER", "SET GLOBAL gtid_slave_pos = ''", "DROP DATABASE IF EXISTS shop", "RESET MASTER")
-        replica.run(
-            f"CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT={server.port}, MASTER_USER='root', "
-            f"MASTER_PASSWORD='{server.password}', MASTER_USE_GTID=slave_pos",
-            "START SLAVE",
-        )
-        shop.run("INSERT INTO orders (id) VALUES (2)")
-        capture_once(server, log, "orders")
-        shop.run("INSERT INTO orders (id) VALUES (3)")
-        position = shop.one("SELECT @@gtid_binlog_pos")
-        assert replica.one(f"SELECT MASTER_GTID_WAIT('{position}', 20)") == 0, replica.run("SHOW SLAVE STATUS")
-        replica.run("STOP SLAVE", "RESET SLAVE ALL", "INSERT INTO shop.orders (id) VALUES (4)")
-    capture_once(other, log, "orders")
-    assert (ids(log), snapshots(log)) == ([1, 2, 3, 4], 1)
-    found = [place for _, place in places(log, topic("shop.orders"))]
-    assert len(found) == len(set(found)) == 3
 
 
 def test_two_connectors_of_one_id_do_not_take_the_stream_from_each_other(server: Server, shop: Shop) -> None:
