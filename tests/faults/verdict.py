@@ -29,7 +29,7 @@ class TableVerdict:
     the source has not. `twice_in_raw`: streamed changes of a key whose place (epoch, commit, order) is there already;
     `twice_in_state`: rows whose key is there already; `impossible`: changes that cannot follow the key's change before
     (created while it was there, changed while it was not), between which one must have been lost (none in a table
-    that was emptied).
+    that was emptied). Of a table without key the last two are 0, and rows that are alike are counted.
     """
 
     table: str
@@ -62,23 +62,23 @@ class TableVerdict:
 def judge(url: str, lake: Lake, catalog: Path) -> Sequence[TableVerdict]:
     """Compare every declared table of the shop at `url` with what was landed of it; nothing may be on its way."""
     return [
-        _judge_table(url, lake, source.table, source.gate.key)
+        _judge_table(url, lake, source.table, source.gate.key if contract_of(source).keyed else ())
         for source in load_catalog(catalog).sources
-        if contract_of(source).keyed
     ]
 
 
 def _judge_table(url: str, lake: Lake, table: str, key: Sequence[str]) -> TableVerdict:
     source, raw, quarantine = source_rows(url, table), keys.raw("shop", table), keys.quarantine("shop", table)
-    history, by_key = quoted(raw), ", ".join(key)
-    state = jinja2.Environment().from_string(_MACROS + "{{ current_rows(history, keys) }}")
-    columns = ", ".join(f'"{name}"' for name in source.column_names)
+    names = [f'"{name}"' for name in source.column_names]
+    history, columns, by_key = quoted(raw), ", ".join(names), ", ".join(key or [*names, "change_op"])
+    macro = "{{ current_rows(history, keys) }}" if key else "{{ current_copies(history, columns) }}"
+    state = jinja2.Environment().from_string(_MACROS + macro).render(history=history, keys=list(key), columns=names)
     with lake.connect([raw, quarantine]) as db:
 
         def count(query: str) -> int:
             return int(db.sql(f"SELECT count(*) FROM ({query})").fetchall()[0][0])
 
-        db.execute(f"CREATE TABLE state AS {state.render(history=history, keys=list(key))}")
+        db.execute(f"CREATE TABLE state AS {state}")
         for added in set(source.column_names) - set(db.sql("FROM state").columns):
             db.execute(f'ALTER TABLE state ADD COLUMN "{added}" VARCHAR')  # no row has landed that has it
         db.register("source", source)
@@ -95,10 +95,14 @@ def _judge_table(url: str, lake: Lake, table: str, key: Sequence[str]) -> TableV
                 f"SELECT row_number() OVER (PARTITION BY {places}) AS occurrence FROM {history} "
                 f"WHERE change_op <> 't' AND source_order < {SNAPSHOT_ORDER} QUALIFY occurrence > 1"
             ),
-            twice_in_state=count(
+            twice_in_state=0
+            if not key
+            else count(
                 f"SELECT row_number() OVER (PARTITION BY {by_key}) AS occurrence FROM state QUALIFY occurrence > 1"
             ),
-            impossible=count(
+            impossible=0
+            if not key
+            else count(
                 f"SELECT change_op, lag(change_op) OVER (PARTITION BY {by_key}, source_epoch "
                 f"ORDER BY source_position, source_order) AS previous FROM {history} "
                 f"WHERE NOT EXISTS (FROM {history} WHERE change_op = 't') "
