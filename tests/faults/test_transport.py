@@ -39,6 +39,7 @@ def everybody_says_so(case: Case) -> None:
     assert case.home.settings["HEADWATER_LOG_URL"] in done.err, done
 
 
+@pytest.mark.timeout(OUTAGE_S + 600)
 def test_39_kafka_away(case: Case, broker: Server, request: pytest.FixtureRequest, seen: Seen) -> None:
     """`kill -9` of the only broker; rows are written while it is away, ten minutes with --real-outage."""
     real = request.config.getoption("--real-outage")
