@@ -288,6 +288,8 @@ def test_14_standby_promoted(own_case: Case, tmp_path: Path, seen: Seen) -> None
             catch_up(case, standby)
             case.forget_connection()
             kill(primary)
+            said = case.either("trying again", "continues the history of")
+            wait_until(lambda: said in case.said, "it is said")
             promote(case, standby)
             case.server = standby
             case.sql("UPDATE t SET v = 'on the former standby' WHERE id IN (1, 35)")
