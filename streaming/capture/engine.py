@@ -173,6 +173,8 @@ class _Attempt:
             say=capture._say,
         )
         self._sink = sink
+        if checkpoint:  # where a table that was altered meanwhile is first seen so
+            sink.position = checkpoint.commit
         for schema in schemas:
             sink.schema(schema)
         if anew:  # places of another history, or of this one after it was reset, are not to be compared

@@ -126,7 +126,7 @@ class Sink:
             self.reread(schema.name)  # the log has the rows by keys of another form
         version = self.history.version(schema)
         if version is None:
-            place = {"epoch": self.epoch, "commit": self._commit}
+            place = {"epoch": self.epoch, "commit": max(self._commit, self.position)}
             version = self.history.record(schema, self.writer, place, self._now_ns() // 1000)
         if table is None:
             topic = self._topic(schema.name)

@@ -133,6 +133,7 @@ def test_38_incompatible_change(case: Case, seen: Seen) -> None:
     for done in (case.capture(), case.land()):
         assert done.code == 0, done
     assert "'refused': 'schema 2: column v is" in done.err, done
+    assert "'position': 0" not in done.err, done
     other, refused = sorted(case.verdicts(), key=lambda found: found.table == "t")
     assert other.is_right
     reasons = case.quarantined("t")
