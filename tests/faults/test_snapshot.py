@@ -164,6 +164,7 @@ def test_17_table_added_while_running(case: Case, seen: Seen) -> None:
     seen("the new table is read while both stream, the other one is not read again; both equal the source")
 
 
+@pytest.mark.representative
 def test_18_without_primary_key(case: Case, seen: Seen) -> None:
     """Rows that are there several times are read while two connections add, change and delete some of them."""
     case.sql("CREATE TABLE t (id int, v varchar(200))")
