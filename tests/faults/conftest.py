@@ -46,10 +46,10 @@ def _done(request: pytest.FixtureRequest, record_property: Callable[[str, object
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A page with a case that is not covered is a failure, also where every test that ran has passed."""
-    if path := session.config.getoption("--write-page", None):
-        for line in write_page(Path(path), _outcomes):
-            print(f"\nnot covered: {line}", end="")
-            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+    path = session.config.getoption("--write-page", None)
+    if path and (bare := write_page(Path(path), _outcomes)):
+        print(f"\nnot covered: {', '.join(bare)}")
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

@@ -63,11 +63,11 @@ def uncovered(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def write_page(path: Path, outcomes: Sequence[Outcome]) -> list[str]:
-    """The whole page. Returns its lines that say of a case that it is not covered."""
+    """The whole page. Returns which cases are not covered, as number and database."""
     before = path.read_text().splitlines() if path.exists() else []
-    rows = [row for number, database in product(CASES, DATABASES) for row in _rows(number, database, outcomes, before)]
-    path.write_text(_HEAD + "".join(f"{row}\n" for row in rows))
-    return [row for row in rows if "| **" in row]
+    rows = {at: _rows(*at, outcomes, before) for at in product(CASES, DATABASES)}
+    path.write_text(_HEAD + "".join(f"{row}\n" for of_case in rows.values() for row in of_case))
+    return [f"{number} {database}" for (number, database), of_case in rows.items() if "| **" in "".join(of_case)]
 
 
 def _of(outcomes: Sequence[Outcome], number: int, database: str) -> list[Outcome]:
@@ -79,7 +79,7 @@ def _rows(number: int, database: str, outcomes: Sequence[Outcome], before: Seque
     if reason := IMPOSSIBLE.get((number, database)):
         return [f"{start} cannot happen | {reason} |"]
     if ran := _of(outcomes, number, database):
-        return [f"{start} {_line(each.done)} | {_seen(each)} |" for each in ran]
+        return list(dict.fromkeys(f"{start} {_line(each.done)} | {_seen(each)} |" for each in ran))
     return [row for row in before if row.startswith(start)] or [f"{start} **not covered** | |"]
 
 

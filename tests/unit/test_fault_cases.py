@@ -27,9 +27,9 @@ def test_the_page_keeps_what_another_run_has_seen_and_says_what_is_not_covered(t
     page = tmp_path / "faults.md"
     write_page(page, [Outcome("a.py::test_22_key[mariadb]", "passed", "Done.", "seen")])
     bare = write_page(page, [Outcome("a.py::test_22_key[postgresql]", "failed", "Done | so.", "")])
-    (mariadb,) = [line for line in page.read_text().splitlines() if line.startswith("| 22 ") and "MariaDB" in line]
+    postgresql, mariadb = [line for line in page.read_text().splitlines() if line.startswith("| 22 ")]
     assert mariadb.endswith("| Done. | seen |")
-    (postgresql,) = [line for line in bare if line.startswith("| 22 ")]
     assert postgresql.endswith("| Done \\| so. | **failed** |")
-    assert not any("cannot happen" in line for line in bare)
-    assert sum(line.startswith("| 1 ") for line in bare) == 2
+    assert "22 postgresql" in bare
+    assert {"22 mariadb", "2 mariadb"}.isdisjoint(bare)
+    assert {"1 postgresql", "1 mariadb"} <= set(bare)
