@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +34,10 @@ def test_the_page_keeps_what_another_run_has_seen_and_says_what_is_not_covered(t
     assert "22 postgresql" in bare
     assert {"22 mariadb", "2 mariadb"}.isdisjoint(bare)
     assert {"1 postgresql", "1 mariadb"} <= set(bare)
+
+
+def test_the_page_is_of_these_cases_and_all_are_covered(tmp_path: Path) -> None:
+    page, written = PROJECT / "docs" / "reference" / "faults.md", tmp_path / "faults.md"
+    shutil.copy(page, written)
+    assert write_page(written, []) == []
+    assert written.read_text() == page.read_text(), "make test-faults writes it anew"
