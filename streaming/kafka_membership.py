@@ -52,6 +52,7 @@ class KafkaMembership:
         """Joins at the first `poll`. Taken for dead after `silence_s`. Raises LogError when no broker answers."""
         self._log = log
         self._group = group
+        self._member_id = ""
         self._own = _Own(listener, lambda partitions: self._consumer.pause(*partitions))
         options = {
             "group_id": group,
@@ -90,8 +91,17 @@ class KafkaMembership:
             while self._consumer.group_metadata().state is MemberState.REBALANCING and time.monotonic() < until:
                 self._consumer._coordinator.request_rejoin()
                 self._consumer.poll(timeout_ms=_JOINING_STEP_MS)
+            self._look_who_we_are()
         except (errors.KafkaError, OSError) as error:
             raise self._raised(error, "tried to stay in") from error.__cause__
+
+    def _look_who_we_are(self) -> None:
+        """Who was taken for dead while it joined is a new member; kafka-python does not say that it had lost all."""
+        member_id = self._consumer.group_metadata().member_id
+        if member_id and member_id != self._member_id:
+            if self._member_id:
+                self._own.lose_unless_told()
+            self._member_id, self._own.told = member_id, False
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Never moves backwards. Raises RetryableLogError when a partition is not ours any more."""
@@ -125,6 +135,7 @@ class _Own(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def __init__(self, listener: Listener, pause: Callable[[Collection[tuple[str, int]]], None]) -> None:
         self.partitions: set[TopicPartition] = set()
+        self.told = False
         self._listener = listener
         self._pause = pause
 
@@ -141,7 +152,14 @@ class _Own(ConsumerRebalanceListener):  # type: ignore[misc]
         if gone:
             self._listener.revoked(gone)
 
+    def lose_unless_told(self) -> None:
+        """What is ours was lost, and is ours again."""
+        if self.partitions and not self.told:
+            self._listener.lost(frozenset(self.partitions))
+            self._listener.assigned(frozenset(self.partitions))
+
     def on_partitions_lost(self, lost: Collection[tuple[str, int]]) -> None:
+        self.told = True
         gone = {TopicPartition(*each) for each in lost} & self.partitions
         self.partitions -= gone
         if gone:

@@ -88,7 +88,7 @@ def _column(value: str, name: str) -> str:
 
 def _records(database: str, table: str, theirs: Sequence[Record], ours: Sequence[Record]) -> Iterator[Found]:
     """Record by record: those of one key in their order; truncations, which no key has, by themselves."""
-    sides = (_by_key(theirs), _by_key(ours))
+    sides = (_by_key(theirs), {key: _but_read_again(records) for key, records in _by_key(ours).items()})
     for key in dict.fromkeys([*sides[0], *sides[1]]):
         left, right = sides[0].get(key, ()), sides[1].get(key, ())
         if len(left) != len(right):
@@ -106,6 +106,11 @@ def _by_key(records: Sequence[Record]) -> Mapping[str, Sequence[Record]]:
         keyed = json.dumps(json.loads(record.key)) if record.key else "t" if _op(record) == "t" else ""
         found[keyed].append(record)
     return found
+
+
+def _but_read_again(records: Sequence[Record]) -> Sequence[Record]:
+    """Without what was read again after DDL that gave rows values: how much that is depends on when it was read."""
+    return [record for place, record in enumerate(records) if place == 0 or _op(record) != "r"]
 
 
 def _op(record: Record) -> str:

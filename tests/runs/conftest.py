@@ -276,6 +276,14 @@ PLAYS: dict[str, Callable[[Path, Others], Any]] = {
 NEEDS = {"healed": "shop_run", "postgresql_route": "shop_run", "mariadb_route": "shop_run"}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In the order in which what they wait for comes; how long they wait for it is not the test's time."""
+    items.sort(key=lambda item: max(map(list(PLAYS).index, _plays_of(item)), default=len(PLAYS)))
+    for item in items:
+        if _plays_of(item):
+            item.add_marker(pytest.mark.timeout(func_only=True))
+
+
 def _plays_of(item: pytest.Item) -> set[str]:
     return PLAYS.keys() & getattr(item, "fixturenames", ())
 
