@@ -197,8 +197,8 @@ def _healed(at: Path, others: Others) -> Healed:
         wait_for("tick of the change sensor", lambda: _ticks(instance, "changes") or None)
         calm = _watched(home)
         home.succeeds("drift", "inject", "--weeks", "4", "--factor", "20")
-        wait_for("changes run", lambda: _finished(instance, "changes", 1), within_s=240)
-        wait_for("two retrainings", lambda: _finished(instance, "drift", 2), within_s=240)
+        wait_for("changes run", lambda: _finished(instance, "changes", 1), within_s=540)
+        wait_for("two retrainings", lambda: _finished(instance, "drift", 2), within_s=540)
         healed_at = time.time()
         wait_for("tick after the retraining", lambda: _tick_since(instance, "drift", healed_at))
     with _daemon(home), home.instance() as instance:
