@@ -28,7 +28,7 @@ __all__ = ["LAG", "STALLED_S", "build_lag_sensor", "lag_checks"]
 
 LAG = "lag"
 # Of the system's clock: a replay's own time leaps.
-STALLED_S = 15.0
+STALLED_S = 25.0
 
 
 @dataclass(frozen=True)

@@ -271,6 +271,25 @@ def test_30_bytes_and_json(case: Case, seen: Seen) -> None:
     seen("every byte arrives, json as its text")
 
 
+@ON_POSTGRESQL
+def test_30_invalid_utf8(case: Case, seen: Seen) -> None:
+    """A database that does not check its encoding (SQL_ASCII) has texts that are not UTF-8, at rest and streamed."""
+    with case.admin() as admin:
+        admin.script("DROP DATABASE shop")
+        admin.script("CREATE DATABASE shop ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    invalid = r"convert_from('\x61ff62', 'SQL_ASCII')"
+    case.sql("CREATE TABLE t (id int PRIMARY KEY, v text)", f"INSERT INTO t VALUES (1, {invalid}), (2, 'at rest')")
+    case.declare("t")
+    assert case.capture().code == 0
+    case.sql(f"INSERT INTO t VALUES (3, {invalid})", "INSERT INTO t VALUES (4, 'streamed')")
+    for done in (case.capture(), case.land()):
+        assert done.code == 0, done
+    assert case.history("t") == [("r", 2, "at rest"), ("c", 4, "streamed")]
+    reasons = case.quarantined("t")
+    assert len(reasons) == 2
+    seen(f"both in quarantine ({reasons[0]}), with their bytes; the others land")
+
+
 @ON_MARIADB
 def test_30_nul_in_text(case: Case, seen: Seen) -> None:
     """A text with a NUL."""
