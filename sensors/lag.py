@@ -24,11 +24,12 @@ from resources.platform import Platform
 from streaming.open_log import has_log, open_log
 from streaming.stream_status import ConsumerState, StreamStatus, stream_status
 
-__all__ = ["LAG", "STALLED_S", "build_lag_sensor", "lag_checks"]
+__all__ = ["LAG", "STALLED_BETWEEN_RUNS_S", "build_lag_sensor", "lag_checks"]
 
 LAG = "lag"
-# Of the system's clock: a replay's own time leaps.
-STALLED_S = 25.0
+# Of the system's clock: a replay's own time leaps. Where a database is captured a lander runs beside the connector, and
+# who is asked has to hear of its silence within a minute; a replay is landed by runs, which take their time.
+STALLED_S, STALLED_BETWEEN_RUNS_S = 15.0, 120.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def _tick(context: dg.SensorEvaluationContext, catalog: Catalog, settings: Setti
         return dg.SensorResult(skip_reason=f"there is no change log yet in {settings.home}")
     with closing(open_log(settings)) as log:
         status = stream_status(settings, catalog, log, Lake(settings.lake_dir), _now(settings))
+    patience_s = STALLED_S if settings.shop_url else STALLED_BETWEEN_RUNS_S
     before = {table: Seen(**seen) for table, seen in json.loads(context.cursor or "{}").items()}
     seen, events, wrong = {}, [], []
     for source in catalog.sources:
@@ -98,7 +100,7 @@ def _tick(context: dg.SensorEvaluationContext, catalog: Catalog, settings: Setti
         consumer = _consumer(status, key)
         problems = _problems(status, source.system, consumer)
         last = before.get(key.dotted)
-        now = seen[key.dotted] = _seen(last, consumer, problems)
+        now = seen[key.dotted] = _seen(last, consumer, problems, patience_s)
         if now.passed != (last.passed if last else None):
             events.append(dg.AssetCheckEvaluation(**_answer(key, consumer, problems, bool(now.passed))))
         wrong += problems
@@ -121,13 +123,13 @@ def _problems(status: StreamStatus, system: str, consumer: ConsumerState) -> lis
     return [f"{problem}. {remedy}" for problem, remedy in (*found, (consumer.problem, consumer.remedy)) if problem]
 
 
-def _seen(last: Seen | None, consumer: ConsumerState, problems: Sequence[str]) -> Seen:
+def _seen(last: Seen | None, consumer: ConsumerState, problems: Sequence[str], patience_s: float) -> Seen:
     if not problems:
         return Seen(consumer.position, passed=True)
     passed = last.passed if last else None
     if last is None or last.since is None or last.position != consumer.position:
         return Seen(consumer.position, time.time(), passed)
-    stalled = time.time() - last.since >= STALLED_S
+    stalled = time.time() - last.since >= patience_s
     return Seen(consumer.position, last.since, False if stalled else passed)
 
 

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 # A connector writes its status once a second; a consumer is stalled when what it has not read is older than this.
-_SILENT_S, _STALLED_S = 10.0, 25.0
+_SILENT_S, _STALLED_S = 10.0, 15.0
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lake.ledger import Ledger
 from ml.drift_status import ROWS
 from sensors.changes import build_change_sensor, followed_topics
 from sensors.drift import build_drift_sensor, healed_keys
-from sensors.lag import STALLED_S, build_lag_sensor
+from sensors.lag import STALLED_BETWEEN_RUNS_S, build_lag_sensor
 from streaming.landing import GROUP, landed_version
 from streaming.landing import land as land_changes
 from streaming.log import TopicPartition
@@ -276,7 +276,7 @@ def test_a_stalled_consumer_fails_the_check_of_its_table_once_until_it_has_caugh
     def minutes_later() -> None:
         seen = json.loads(location.cursors["lag"])
         for table in seen.values():
-            table["since"] = table["since"] and table["since"] - STALLED_S
+            table["since"] = table["since"] and table["since"] - STALLED_BETWEEN_RUNS_S
         location.cursors["lag"] = json.dumps(seen)
 
     def reported() -> dict[str, bool]:
