@@ -251,7 +251,8 @@ def _has_landed(table: Key, sources: Sequence[TopicPartition], lake: Lake) -> bo
 def _differences(contract: Contract, lake: Lake) -> list[str]:
     """What cannot be reconciled by adding a column that may be null, or was added so."""
     schema = lake.schema(contract.table)
-    found, declared = {f.name: str(f.type) for f in schema}, {f.name: str(f.type) for f in contract.schema}
+    # Types, not their text: Delta calls a list's elements `element`, Arrow `item`.
+    found, declared = {f.name: f.type for f in schema}, {f.name: f.type for f in contract.schema}
     optional = {f.name for f in contract.fields if f.nullable}
     fine = {name for name in optional if name not in found} | {f.name for f in schema if was_added(f)} - declared.keys()
     return [

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pytest
 
 from catalog import keys
+from catalog.column_types import NAMES
 from catalog.spec import Column, Gate, Source
 from lake.query import query
 from lake.tables import Lake
 from streaming.capture.tables import CapturedColumn, SchemaHistory, TableSchema, schemas_topic
 from streaming.change import SNAPSHOT_ORDER, UNAVAILABLE
-from streaming.landing import LandingReport, land
+from streaming.landing import ChangedColumnsError, LandingReport, land
 from streaming.landing_order import Place, repeated
 from streaming.sqlite_log import SqliteLog
 from streaming.sqlite_writer import SqliteWriter
@@ -120,6 +121,29 @@ def test_every_type_lands_as_it_was(log: SqliteLog, lake: Lake, kind: str, sent:
     assert land(source(("v", kind)), log, lake, 10).reasons == {}
     assert landed(lake, "v") == [(kept,), (None,)]
     assert query(lake, "SELECT v FROM raw.shop.things").num_rows == 2
+
+
+def test_a_table_that_is_opened_again_has_the_columns_that_it_was_made_with(log: SqliteLog, lake: Lake) -> None:
+    """Of every type that there is, and lists of it: Delta gives back other names of what is within a list."""
+    values = {"float64": 0.5, "bool": True, "timestamp": 1, "date": 1, "binary": "AAH/", "json": "{}", "string": "a"}
+    columns, row = [], {}
+    for kind in (*NAMES, "decimal(38,18)"):
+        for depth, value in enumerate([(v := values.get(kind, 1)), [v, None], [[v], [], None]]):
+            columns.append((f"v{len(columns)}", "list<" * depth + kind + ">" * depth))
+            row[columns[-1][0]] = value
+    for commit in (1, 2):
+        append(log, change("c", commit, commit, **row))
+        assert land(source(*columns), log, lake, 10).landed == 1
+    first, second = landed(lake, *row)
+    assert first == second
+    assert None not in first
+
+
+def test_a_list_of_something_else_is_another_column(log: SqliteLog, lake: Lake) -> None:
+    append(log, change("c", 1, 1, v=["1.25"]))
+    land(source(("v", "list<decimal(5,2)>")), log, lake, 10)
+    with pytest.raises(ChangedColumnsError, match=r"v: found list<element: decimal128\(5, 2\)>"):
+        land(source(("v", "list<decimal(6,2)>")), log, lake, 10)
 
 
 @pytest.mark.parametrize(
