@@ -39,6 +39,9 @@ def run(ctx: click.Context, full: bool, select: str | None) -> None:
 def dev(ctx: click.Context) -> None:
     """Dagster UI and daemon, prediction API and MLflow UI, until ctrl-C.
 
+    With HEADWATER_SHOP_URL the connector and a lander too: one that is killed is started again, after one that halts
+    the rest goes on.
+
     \b
     Example:
       headwater dev
