@@ -96,8 +96,8 @@ def status(*, as_json: bool, prometheus: bool) -> None:
         show_json(found.as_json())
     else:
         _show(found)
-    for problem in found.problems:
-        say(problem)
+    for line in (*found.problems, *(f"warning: {warning}" for warning in found.warnings)):
+        say(line)
     raise SystemExit(FAILED if found.problems else OK)
 
 

@@ -18,7 +18,9 @@ from catalog.load import Catalog
 from catalog.settings import Settings
 from catalog.spec import Source
 from lake import Lake
-from streaming.capture.service import last_status
+from streaming.capture.errors import Halt
+from streaming.capture.service import ask_retained, last_status
+from streaming.capture.source import Retained
 from streaming.dead_letters import letters
 from streaming.landing import GROUP
 from streaming.log import ChangeLog, TopicPartition
@@ -39,7 +41,10 @@ _SILENT_S, _STALLED_S = 10.0, 15.0
 
 @dataclass(frozen=True)
 class SourceState:
-    """One captured system. Bytes are of the server's own log: what it keeps for us, and how far its end is ahead."""
+    """One captured system. Bytes are of the server's own log: what it keeps for us, and how far its end is ahead.
+
+    While no connector can say so, the server itself was asked. `bounded`: whether there is a limit at all.
+    """
 
     system: str
     running: bool
@@ -53,6 +58,7 @@ class SourceState:
     behind_bytes: int | None
     retained_bytes: int | None
     limit_bytes: int | None
+    bounded: bool
     tables: Mapping[str, Mapping[str, Any]]
     problem: str | None
     remedy: str | None
@@ -102,9 +108,20 @@ class StreamStatus:
         found += [(f"dead letters of {d.system}", d.problem, d.remedy) for d in self.dead_letters]
         return [f"{who}: {problem}. {remedy or ''}".rstrip() for who, problem, remedy in found if problem]
 
+    @property
+    def warnings(self) -> list[str]:
+        """A line for each thing that is not wrong yet but will be."""
+        return [
+            f"source {s.system}: nothing bounds what the server keeps for a connector that is away, which fills its "
+            "disk. ALTER SYSTEM SET max_slot_wal_keep_size = '10GB', or what the disk can spare, and SELECT "
+            "pg_reload_conf() (docs/how_to/capture_postgresql.md)"
+            for s in self.sources
+            if not s.bounded
+        ]
+
     def as_json(self) -> dict[str, Any]:
-        """Plain values, with the problems as a list of lines."""
-        return {**asdict(self), "problems": self.problems}
+        """Plain values, with the problems and the warnings as lists of lines."""
+        return {**asdict(self), "problems": self.problems, "warnings": self.warnings}
 
 
 def stream_status(settings: Settings, catalog: Catalog, log: ChangeLog, lake: Lake, now: datetime) -> StreamStatus:
@@ -133,18 +150,21 @@ def _dead_letters(log: ChangeLog, system: str) -> DeadLettersState:
 
 
 def source_state(settings: Settings, system: str) -> SourceState:
-    """What the system's connector last said of itself, and whether it still runs."""
+    """What the system's connector last said of itself, whether it still runs, and what the server keeps for it."""
     found = last_status(settings, system)
     if found is None:
         return SourceState(
-            system, False, "never ran", {}, 0, 0, 0.0, None, None, None, None, None, {},
+            system, False, "never ran", {}, 0, 0, 0.0, None, None, None, None, None, True, {},
             "no connector has run here", f"Start `headwater capture {system}`",
         )  # fmt: skip
     reported = _instant(found["at_us"])
-    retained = found["retained"] or {}
-    problem, remedy = _source_problem(
-        found, system, datetime.now(UTC).replace(tzinfo=None) - (reported or datetime.min)
-    )
+    lost = None
+    try:
+        retained = _retained(settings, system, found)
+    except Halt as error:
+        retained, lost = None, error
+    silent = datetime.now(UTC).replace(tzinfo=None) - (reported or datetime.min)
+    problem, remedy = _source_problem(found, system, silent, retained, lost)
     return SourceState(
         system=system,
         running=found["running"],
@@ -155,26 +175,46 @@ def source_state(settings: Settings, system: str) -> SourceState:
         rows_per_s=found.get("rows_per_s", 0.0) if found["running"] else 0.0,
         last_event_at=_instant(found["last_event_us"]),
         reported_at=reported,
-        behind_bytes=retained.get("behind_bytes"),
-        retained_bytes=retained.get("retained_bytes"),
-        limit_bytes=retained.get("limit_bytes"),
+        behind_bytes=retained.behind_bytes if retained else None,
+        retained_bytes=retained.retained_bytes if retained else None,
+        limit_bytes=retained.limit_bytes if retained else None,
+        bounded=retained is None or retained.bounded,
         tables=found["tables"],
         problem=problem,
         remedy=remedy,
     )
 
 
-def _source_problem(found: Mapping[str, Any], system: str, silent: timedelta) -> tuple[str | None, str | None]:
-    retained, limit = (found["retained"] or {}).get("retained_bytes", 0), (found["retained"] or {}).get("limit_bytes")
-    again = f"Start `headwater capture {system}`: it goes on where it was"
+def _retained(settings: Settings, system: str, found: Mapping[str, Any]) -> Retained | None:
+    """As the connector measured it or, when that is old, as the server says now; None when nobody knows.
+
+    Raises Halt when the server has given up keeping it.
+    """
+    said = Retained(**found["retained"]) if found["retained"] else None
+    if settings.shop_url is None or not found["resume"] or (said and found["running"] and not found["problem"]):
+        return said
+    return ask_retained(settings, system, found["resume"]) or said
+
+
+def _source_problem(
+    found: Mapping[str, Any], system: str, silent: timedelta, retained: Retained | None, lost: Halt | None
+) -> tuple[str | None, str | None]:
+    limit = retained.limit_bytes if retained else None
+    alarm = None
+    if retained and limit and retained.retained_bytes > 0.8 * limit:
+        alarm = f"the server keeps {retained.retained_bytes} bytes for us and gives up at {limit}"
+    also = f"; {alarm} (docs/runbooks/retained_wal.md)" if alarm else ""
     if found.get("halted"):
-        return found["halted"], f"Do that, then start `headwater capture {system}` again"
+        return f"{found['halted']}{also}", f"Do that, then start `headwater capture {system}` again"
+    if lost:
+        return lost.found, f"{lost.remedy} (docs/runbooks/{lost.runbook}.md)"
     if not found["running"]:
-        return f"no connector is running since {_instant(found['at_us'])}", again
-    if limit and retained > 0.8 * limit:
-        return f"the server keeps {retained} bytes for us and gives up at {limit}", "See docs/runbooks/retained_wal.md"
+        again = f"Start `headwater capture {system}`: it goes on where it was"
+        return f"no connector is running since {_instant(found['at_us'])}{also}", again
     if found["problem"]:
-        return found["problem"], "It tries again by itself; if it lasts, see what the message names"
+        return f"{found['problem']}{also}", "It tries again by itself; if it lasts, see what the message names"
+    if alarm:
+        return alarm, "See docs/runbooks/retained_wal.md"
     if silent.total_seconds() > _SILENT_S:
         return f"the connector (process {found['pid']}) has said nothing for {silent.total_seconds():.0f} s", (
             f"Its process hangs: kill {found['pid']} and start it again, nothing is lost"
@@ -250,6 +290,8 @@ def prometheus_text(status: StreamStatus) -> str:
     family("capture_rows_per_second", "Records sent in the last second.", [(at, s.rows_per_s) for at, s in sources])
     family("capture_behind_bytes", "Server's log not confirmed by us.", [(at, s.behind_bytes) for at, s in sources])
     family("capture_retained_bytes", "Server's log kept for us.", [(at, s.retained_bytes) for at, s in sources])
+    family("capture_limit_bytes", "At which it stops keeping it.", [(at, s.limit_bytes) for at, s in sources])
+    family("capture_bounded", "Whether there is such a limit.", [(at, float(s.bounded)) for at, s in sources])
     family("capture_problem", "Whether something is wrong.", [(at, float(bool(s.problem))) for at, s in sources])
     consumers = [({"group": c.group, "topic": c.topic}, c) for c in status.consumers]
     family("lag_rows", "Records not read.", [(at, c.lag_rows) for at, c in consumers])

@@ -25,6 +25,7 @@ SETTINGS = {
     "wal_level": "logical",
     "max_replication_slots": "30",
     "max_wal_senders": "30",
+    "max_slot_wal_keep_size": "10GB",  # a connector that is away for good does not fill the disk
     "log_line_prefix": "%m [%p] %u@%d ",
 }
 

@@ -27,13 +27,24 @@ from catalog.settings import Settings
 from streaming.capture.credentials import Address, parse_address
 from streaming.capture.engine import Capture, Options, Status
 from streaming.capture.errors import CaptureError, Halt
-from streaming.capture.source import Source
+from streaming.capture.source import Retained, Source
 from streaming.log_writer import PermanentLogError
 from streaming.open_log import open_writer
 
-__all__ = ["AlreadyRunning", "ask_to_resnapshot", "capture", "is_running", "last_status", "relations", "status_path"]
+__all__ = [
+    "AlreadyRunning",
+    "ask_retained",
+    "ask_to_resnapshot",
+    "capture",
+    "is_running",
+    "last_status",
+    "relations",
+    "status_path",
+]
 
 Say = Callable[[str], None]
+# libpq waits two seconds at least.
+_ASKED_WITHIN_S = 2
 _NOTHING = {"state": "waiting", "resume": {}, "epoch": 0, "rows": 0, "last_event_us": 0, "tables": {}, "retained": None}
 
 
@@ -113,6 +124,22 @@ def last_status(settings: Settings, system: str) -> Mapping[str, Any] | None:
     except FileNotFoundError:
         return None
     return {**found, "running": is_running(settings, system)}
+
+
+def ask_retained(settings: Settings, system: str, resume: Mapping[str, Any]) -> Retained | None:
+    """What the server keeps for a connector that stands at `resume` and cannot say so itself.
+
+    None when the server cannot be asked within seconds. Raises Halt when it has given up keeping it.
+    """
+    address = _address(settings)
+    if address.scheme.startswith("postgres"):
+        from streaming.postgres import retained as of_slot
+
+        return of_slot.ask_retained(address, f"headwater_{system}", _ASKED_WITHIN_S)
+    from streaming.mysql import retained as of_log
+    from streaming.mysql.positions import Resume
+
+    return of_log.ask_retained(address, Resume.read(resume), _ASKED_WITHIN_S) if "file" in resume else None
 
 
 class _Watch:

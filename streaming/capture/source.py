@@ -37,8 +37,9 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Retained:
-    """What the server keeps for us: bytes behind its end, and the bound at which it would stop (None: unbounded).
+    """What the server keeps for us: bytes behind its end, and the bound at which it would stop (None: not known).
 
+    `bounded`: whether there is such a bound; without one a connector that is away fills the server's disk.
     `end`: the position at which its history ends by now; a stream that stands there has seen all of it.
     """
 
@@ -46,6 +47,7 @@ class Retained:
     retained_bytes: int
     limit_bytes: int | None
     end: int = 0
+    bounded: bool = True
 
 
 class Source(Protocol):

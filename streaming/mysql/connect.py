@@ -55,20 +55,22 @@ class Database:
         except ValueError as error:
             raise _misread(f"a number cannot be read ({error})") from None
 
-    def connect(self, *, raw: bool = False) -> pymysql.Connection:
+    def connect(self, *, raw: bool = False, within_s: float | None = None) -> pymysql.Connection:
         """A connection in autocommit mode, in UTC. `raw`: text comes in its column's own character set, as bytes.
+
+        `within_s`: how long to wait for each answer, where the usual time is too long.
 
         Raises Retryable, Halt.
         """
         *others, last = self.address.hosts
         for host, port in others:
             try:
-                return self._connect(host, port or _PORT, raw)
+                return self._connect(host, port or _PORT, raw, within_s)
             except Retryable:
                 continue
-        return self._connect(last[0], last[1] or _PORT, raw)
+        return self._connect(last[0], last[1] or _PORT, raw, within_s)
 
-    def _connect(self, host: str, port: int, raw: bool) -> pymysql.Connection:
+    def _connect(self, host: str, port: int, raw: bool, within_s: float | None) -> pymysql.Connection:
         import pymysql
 
         with self.errors():
@@ -81,9 +83,9 @@ class Database:
                 charset="utf8mb4",
                 autocommit=True,
                 use_unicode=not raw,
-                connect_timeout=self._connect_timeout_s,
-                read_timeout=_READ_TIMEOUT_S,
-                write_timeout=_READ_TIMEOUT_S,
+                connect_timeout=within_s or self._connect_timeout_s,
+                read_timeout=within_s or _READ_TIMEOUT_S,
+                write_timeout=within_s or _READ_TIMEOUT_S,
                 program_name="headwater-capture",
                 **self._tls(),
             )

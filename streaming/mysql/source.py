@@ -22,6 +22,7 @@ from streaming.mysql.events import HEADER
 from streaming.mysql.history import Start, find_start
 from streaming.mysql.looks import Looks
 from streaming.mysql.positions import Resume
+from streaming.mysql.retained import measured
 from streaming.mysql.server import Server, check_log, check_tables
 from streaming.mysql.stream import Stream
 from streaming.mysql.tables import Tables
@@ -213,20 +214,10 @@ class MysqlSource:
             self._streaming.chunks.interrupt()
 
     def retained(self) -> Retained:
-        """Bytes of the log from our place on; the bound by which they may grow until files with them are deleted.
-
-        The server bounds the age of its files, not their size: the bound is what would be behind us when our place
-        gets that old, if the shop goes on changing as much as it did. Raises Retryable, Halt.
-        """
+        """How much of the log is behind us. Raises Retryable, Halt."""
         session, confirmed = self._connected(), self._confirmed
-        server, logs = session.server, session.server.logs()
-        if confirmed is None:
-            return Retained(0, 0, None, logs.end)
-        behind = logs.behind(confirmed.file, confirmed.pos)
-        age_s, limit = time.time() - confirmed.written, server.kept_bytes or None
-        if limit is None and server.kept_s and behind and age_s >= 1:
-            limit = int(behind * server.kept_s / age_s)
-        return Retained(behind, behind, limit, logs.end)
+        logs = session.server.logs()
+        return Retained(0, 0, None, logs.end) if confirmed is None else measured(session.server, logs, confirmed)
 
     def close(self) -> None:
         """Give back connections; safe to call at any time."""

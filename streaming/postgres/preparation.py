@@ -18,7 +18,8 @@ from streaming.postgres import setup
 from streaming.postgres.catalog import Catalog, Description
 from streaming.postgres.checks import ServerState, check_identities, check_server, check_tables, server_state
 from streaming.postgres.connect import Server
-from streaming.postgres.pgoutput import last_written, lsn_text, parse_lsn
+from streaming.postgres.pgoutput import lsn_text
+from streaming.postgres.retained import end_of_log, measured
 from streaming.postgres.setup import Slot
 from streaming.postgres.stream import ServerIdentity, Stream
 from streaming.postgres.watch import Due, Marks, to_read_anew
@@ -33,11 +34,6 @@ _STATEMENT_TIMEOUT_S, _LOCK_TIMEOUT_S = 60, 30
 _GRACE_S = 15.0
 # A client's word that is this much younger than our first look is not of one that had vanished by then.
 _FRESH_S = 2.0
-_RETAINED_SQL = """
-SELECT pg_current_wal_insert_lsn()::text,
-  (SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'wal_segment_size'),
-  (SELECT setting::int8 * 1048576 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size' AND setting <> '-1')
-"""
 
 
 @dataclass(frozen=True)
@@ -197,7 +193,7 @@ class Preparation:
             if checkpoint is None or one.name not in checkpoint.tables:
                 continue
             mark = known.get(one.name)
-            anew = to_read_anew(mark, one, self._end()[0])
+            anew = to_read_anew(mark, one, end_of_log(self.query))
             if anew is None:
                 continue
             why, due[one.name] = anew
@@ -231,11 +227,8 @@ class Preparation:
         if setup.has_publication(self.query, self._publication):
             setup.check_publication(self.query, self._publication, list(tables.values()))
             setup.check_filters(self._publication, tables.values())
-        end, limit = self._end()
-        kept = max(end - slot.restart, 0)
-        left = None if slot.safe_wal_bytes is None else kept + slot.safe_wal_bytes
-        # The sink counts by last bytes (see `reader`).
-        return Look(Retained(max(end - slot.confirmed, 0), kept, left or limit, end - 1), tables, end)
+        end = end_of_log(self.query)
+        return Look(measured(self.query, slot, end), tables, end)
 
     def _named(self, names: Iterable[str]) -> dict[str, Description]:
         """As they are at one instant: a column's new version beside the files of before hides that it was rewritten."""
@@ -244,11 +237,6 @@ class Preparation:
             return self.catalog.named(self.query, names)
         finally:
             self.execute("COMMIT")
-
-    def _end(self) -> tuple[int, int | None]:
-        """The end of the server's log, and how much of it slots may keep."""
-        ((end, segment_bytes, limit),) = self.query(_RETAINED_SQL, ())
-        return last_written(parse_lsn(end), segment_bytes), limit
 
     def query(self, statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         """The rows of a statement; none if it has no result. Raises Retryable, Halt."""

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from postgres_capture import QUICK, SETTINGS, Connector, Database, capturing, same, wait_until
 from stack_servers import started
 
+from catalog.settings import load_settings
 from headwater.stack.server import Server, restart
 from streaming.capture.credentials import parse_address
 from streaming.capture.engine import Options
 from streaming.capture.errors import AnotherServer, Halt
+from streaming.capture.service import status_path
+from streaming.stream_status import StreamStatus, source_state
 
 _NUMBERS = itertools.count()
 _PAGES = Path(__file__).resolve().parents[2] / "docs"
@@ -209,6 +214,42 @@ def test_the_alarm_comes_before_the_bound(db: Database) -> None:
         wait_until(lambda: connector.heard("ALARM: the server keeps"), "the alarm")
         other.execute("ROLLBACK")
         assert connector.halted is None
+
+
+def test_what_is_kept_for_a_connector_that_is_away_is_asked_of_the_server(db: Database, tmp_path: Path) -> None:
+    settings = load_settings({"HEADWATER_HOME": str(tmp_path), "HEADWATER_SHOP_URL": db.url})
+    told = {
+        "state": "streaming", "resume": _captured(db).saved["resume"], "epoch": 1, "rows": 2, "last_event_us": 1,
+        "tables": {}, "retained": None, "problem": None, "at_us": 1_700_000_000_000_000, "pid": 1,
+    }  # fmt: skip
+    settings.capture_dir.mkdir(parents=True)
+    status_path(settings, db.name).write_text(json.dumps(told))
+    slot = f"FROM pg_replication_slots WHERE slot_name = 'headwater_{db.name}'"
+    while not db(f"SELECT safe_wal_size < 5 * 2^20 {slot}")[0][0]:
+        _churn(db, 1)
+    state = source_state(settings, db.name)
+    assert (state.running, state.bounded) == (False, True)
+    assert (state.retained_bytes or 0) > 0.8 * (state.limit_bytes or 0) > 0
+    assert "no connector is running" in (state.problem or "")
+    assert "gives up at" in (state.problem or "")
+    _reset(db, "-1")
+    state = source_state(settings, db.name)
+    assert (state.bounded, state.limit_bytes) == (False, None)
+    assert "max_slot_wal_keep_size" in "".join(StreamStatus(datetime.now(), [state], [], []).warnings)
+    _reset(db, "16MB")
+    for _ in range(2):
+        _churn(db, 16)
+        db("SELECT pg_switch_wal(); CHECKPOINT")
+    state = source_state(settings, db.name)
+    assert "was given up by the server" in (state.problem or "")
+    assert "--from-scratch" in (state.remedy or "")
+    _reset(db, "32MB")
+
+
+def _reset(db: Database, bound: str) -> None:
+    db(f"ALTER SYSTEM SET max_slot_wal_keep_size = '{bound}'")
+    db("SELECT pg_reload_conf()")
+    wait_until(lambda: db("SHOW max_slot_wal_keep_size") == [(bound,)], "the new bound")
 
 
 def test_an_idle_tables_slot_moves_with_its_busy_neighbours(db: Database, server: Server) -> None:

@@ -44,6 +44,10 @@ def test_settings_are_those_of_the_processes(name: str) -> None:
     assert [key for key, value in settings.items() if not said[name](key, value)] == []
 
 
+def test_what_a_slot_keeps_is_bounded() -> None:
+    assert int(MODULES["postgresql"].SETTINGS["max_slot_wal_keep_size"].removesuffix("GB")) > 0
+
+
 def script(name: str) -> str:
     text: str = COMPOSE["configs"][f"{name}_shop"]["content"]
     return text.replace("$$", "$")
