@@ -4,10 +4,10 @@ reading a password's file; no client is imported.
     kafka://[user[:password]@]host[:port][,host[:port]...][?option=value&...]
 
     tls              on or off (default): encrypt, and verify the brokers' certificates and names
-    ca               file with the certificates to verify them with; default the system's
-    certificate, key files to identify ourselves with
-    sasl             plain, scram-sha-256 or scram-sha-512 (default), used when a user is named
-    password_file    file with the user's password and nothing else
+    ca               with tls: file with the certificates to verify them with; default the system's
+    certificate, key with tls: files to identify ourselves with
+    sasl             with a user, and then needed: plain, scram-sha-256 or scram-sha-512, whatever the brokers ask for
+    password_file    with a user: file with the password and nothing else
 
 Errors: LogAddressError (log_writer.py)
 """
@@ -51,7 +51,7 @@ class KafkaAddress:
     tls: bool = False
     user: str | None = None
     password: str | None = field(default=None, repr=False)
-    sasl: str = "scram-sha-512"
+    sasl: str = ""
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
@@ -85,14 +85,13 @@ def parse_log_url(url: str) -> KafkaAddress:
     password = unquote(quoted) if colon else None
     if "password_file" in options:
         password = _read(options["password_file"])
-    if bool(options.get("certificate")) != bool(options.get("key")):
-        raise _refused("found only one of certificate and key", "both or none")
+    _expect_whole(options, user=bool(user), password=bool(password))
     return KafkaAddress(
         servers=tuple(_server(each) for each in hosts.split(",")),
         tls=options.get("tls") == "on",
         user=unquote(user) or None,
         password=password,
-        sasl=options.get("sasl", KafkaAddress.sasl),
+        sasl=options.get("sasl", ""),
         **{name: Path(options[name]) for name in ("ca", "certificate", "key") if name in options},
     )
 
@@ -169,6 +168,21 @@ def _options(query: str) -> Mapping[str, str]:
         if name in _FILES and not Path(value).is_file():
             raise _refused(f"found {name}={value}, which is no file", "an existing file")
     return options
+
+
+def _expect_whole(options: Mapping[str, str], *, user: bool, password: bool) -> None:
+    """That nothing was given which would be left out without a word. Raises LogAddressError."""
+    mechanisms = " or ".join(f"sasl={each}" for each in _CHOICES["sasl"])
+    if user and "sasl" not in options:
+        raise _refused("found a user and no option sasl", f"{mechanisms}, the one that the brokers ask for")
+    if user and not password:
+        raise _refused("found a user and no password", "user:password@host, or the option password_file")
+    if not user and (password or "sasl" in options):
+        raise _refused("found a password or the option sasl and no user", "user:password@host with both, or neither")
+    if bool(options.get("certificate")) != bool(options.get("key")):
+        raise _refused("found only one of certificate and key", "both or none")
+    if options.get("tls") != "on" and (given := sorted(options.keys() & {"ca", "certificate", "key"})):
+        raise _refused(f"found option {given[0]} and not tls=on", "tls=on with it")
 
 
 def _server(text: str) -> str:

@@ -68,8 +68,8 @@ def test_both_clients_are_told_the_same(tmp_path: Path) -> None:
         "sasl_plain_password": "pass%41word",
         "ssl_cafile": str(ca),
     }
-    assert parse_log_url("kafka://a%40b:p%3Aw@host").password == "p:w"
-    assert parse_log_url("kafka://a%40b:p%3Aw@host").user == "a@b"
+    quoted = parse_log_url("kafka://a%40b:p%3Aw@host?sasl=scram-sha-256")
+    assert (quoted.user, quoted.password, quoted.sasl) == ("a@b", "p:w", "scram-sha-256")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,17 @@ def test_both_clients_are_told_the_same(tmp_path: Path) -> None:
         ("kafka://h?tls=maybe", r"found tls=maybe, allowed is one of off, on"),
         ("kafka://h?tsl=on", r"found option 'tsl', allowed is one of ca, certificate, key, password_file, sasl, tls"),
         ("kafka://h?ca=/nowhere", r"found ca=/nowhere, which is no file"),
+        (
+            "kafka://ann:secret@h",
+            r"a user and no option sasl, allowed is sasl=plain or sasl=scram-sha-256 or",
+        ),
+        (
+            "kafka://ann@h?sasl=plain",
+            r"a user and no password, allowed is user:password@host, or the option pass",
+        ),
+        ("kafka://h?sasl=plain", r"a password or the option sasl and no user"),
+        ("kafka://:secret@h", r"a password or the option sasl and no user"),
+        (f"kafka://h?ca={__file__}", r"found option ca and not tls=on, allowed is tls=on with it"),
         ("kafka://h,,i", r"found kafka://h,,i, allowed is kafka://host:port"),
         ("redis://h", r"found redis://h, allowed"),
     ],
@@ -94,7 +105,9 @@ def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
 
 
 def test_the_password_is_never_shown(tmp_path: Path) -> None:
-    settings = load_settings({"HEADWATER_LOG_URL": "kafka://ann:secret@h:1", "HEADWATER_HOME": str(tmp_path)})
+    settings = load_settings(
+        {"HEADWATER_LOG_URL": "kafka://ann:secret@h:1?sasl=plain", "HEADWATER_HOME": str(tmp_path)}
+    )
     with open_log(settings) as log:  # type: ignore[attr-defined]
         shown = [str(parse_log_url(str(settings.log_url))), repr(parse_log_url(str(settings.log_url))), repr(settings)]
         shown += [shown_address(settings), repr(log)]
