@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,15 +12,18 @@ import click
 
 from headwater.errors import Refused
 from headwater.output import say
-from headwater.session import current_settings
+from headwater.session import current_settings, read_catalog
 
 if TYPE_CHECKING:
+    from catalog.settings import Settings
     from streaming.capture.tables import TableSchema
     from streaming.introspection import Introspected
 
 __all__ = ["source"]
 
 _SHORTEST_TABLE, _SHORTEST_COLUMN = 10, 3
+# Of the first table of a system; `headwater check` accepts them.
+_PLACEHOLDERS = {"owner": "team:unassigned", "domain": "unassigned"}
 
 
 @click.group()
@@ -30,13 +34,20 @@ def source() -> None:
 @source.command()
 @click.argument("url")
 @click.option("--table", "name", required=True, metavar="SCHEMA.TABLE", help="The table, as the database names it.")
-@click.option("--owner", required=True, help="Who answers for it: team:name or an e-mail address.")
-@click.option("--domain", required=True, help="What it is about, such as sales.")
+@click.option("--owner", help="team:name or an e-mail address.  [default: as the system's other tables]")
+@click.option("--domain", help="What it is about, such as sales.  [default: as the system's other tables]")
 @click.option("--system", default="shop", show_default=True, help="The captured system that it belongs to.")
 @click.option("--event-time", metavar="COLUMN", help="The timestamp that says when a row last changed.")
 @click.option("--freshness-days", type=float, default=7, show_default=True, help="How old the latest may get.")
 def add(
-    url: str, *, name: str, owner: str, domain: str, system: str, event_time: str | None, freshness_days: float
+    url: str,
+    *,
+    name: str,
+    owner: str | None,
+    domain: str | None,
+    system: str,
+    event_time: str | None,
+    freshness_days: float,
 ) -> None:
     """Declare a table of the database at URL: writes catalog/sources/<table>.yaml from what the database says of it.
 
@@ -44,7 +55,8 @@ def add(
     HEADWATER_SHOP_PASSWORD_FILE or the client's own password file.
 
     \b
-    Example:
+    Examples:
+      headwater source add postgresql://ann@db/shop --table public.orders
       headwater source add postgresql://ann@db/shop --table public.orders --owner team:sales --domain sales
     """
     from catalog.refusals import judge
@@ -62,7 +74,9 @@ def add(
     declared: dict[str, Any] = {"system": system, "table": table.lower()}
     if relation != f"{default_schema(address)}.{table.lower()}":
         declared["relation"] = relation
-    declared |= {"description": _table_description(found, relation), "owner": owner, "domain": domain}
+    answering = {"owner": owner, "domain": domain}
+    taken = {name: _usual(name, system, settings) for name, given in answering.items() if given is None}
+    declared |= {"description": _table_description(found, relation), **answering, **taken}
     gate = {"key": found.schema.key, "event_time": _event_time(found.schema, event_time)}
     declared |= {} if found.schema.key else {"keyless": True}
     declared |= {"columns": tuple(_columns(found)), "gate": {**gate, "freshness_days": freshness_days}}
@@ -74,11 +88,20 @@ def add(
         f"headwater: wrote {path}. Say in it what the columns mean; then `headwater check` and `python -m "
         "lake.dbt_sources`"
     )
+    for field, value in taken.items():
+        why = f"as most tables of {system}" if value != _PLACEHOLDERS[field] else "a placeholder"
+        say(f"headwater: {field} is {value}, {why}: change it there, or say --{field}")
 
 
 def _expect_new(path: Path) -> None:
     if path.exists() or path.with_suffix(".yml").exists():
         raise Refused(f"{path} is there already: a declaration is not overwritten. Change it there, or remove it first")
+
+
+def _usual(field: str, system: str, settings: Settings) -> str:
+    """What most of the system's declared tables have there."""
+    declared = [getattr(source, field) for source in read_catalog(settings).sources if source.system == system]
+    return str(Counter(declared).most_common(1)[0][0]) if declared else _PLACEHOLDERS[field]
 
 
 def _table_description(found: Introspected, relation: str) -> str:

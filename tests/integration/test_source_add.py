@@ -97,11 +97,10 @@ def test_what_it_writes_is_sound_and_is_not_written_over(shop: Shop, catalog: Pa
     [
         (("--table", "{0}.nothing", *OPTIONS), r"found no table \w+\.nothing that \w+ may see"),
         (("--table", "{0}.parcels", "--owner", "ann", "--domain", "sales"), "team:name"),
-        (("--table", "{0}.parcels", "--domain", "sales"), "Missing option '--owner'"),
         (("--table", "{0}.parcels", *OPTIONS, "--event-time", "price"), "allowed is one of sent_at, seen_at"),
         (("--table", "{0}.Odd", *OPTIONS), "lower-case"),
     ],
-    ids=["no table", "owner", "no owner", "event time", "column's name"],
+    ids=["no table", "owner", "event time", "column's name"],
 )
 def test_what_it_refuses_leaves_nothing(shop: Shop, catalog: Path, arguments: tuple[str, ...], said: str) -> None:
     before = sorted(catalog.rglob("*"))
@@ -109,6 +108,23 @@ def test_what_it_refuses_leaves_nothing(shop: Shop, catalog: Path, arguments: tu
     assert done.exit_code in (1, 2)
     assert re.search(said, done.stderr), done.stderr
     assert sorted(catalog.rglob("*")) == before
+
+
+def test_owner_and_domain_are_those_of_the_systems_other_tables(shop: Shop, catalog: Path) -> None:
+    table = ("--table", f"{shop.schema}.parcels")
+    done = add(shop, catalog, *table)
+    assert done.exit_code == 0, done.output
+    declared = load_catalog(catalog).source("parcels")
+    assert (declared.owner, declared.domain) == ("team:data-platform", "sales")
+    assert "owner is team:data-platform, as most tables of shop" in done.stderr
+    (catalog / "sources" / "parcels.yaml").unlink()
+    done = add(shop, catalog, *table, "--system", "other", "--owner", "team:sales")
+    assert done.exit_code == 0, done.output
+    assert catalog_problems(catalog) == []
+    declared = load_catalog(catalog).source("parcels")
+    assert (declared.owner, declared.domain) == ("team:sales", "unassigned")
+    assert "domain is unassigned, a placeholder" in done.stderr
+    assert "owner is" not in done.stderr
 
 
 def test_a_wrong_password_is_not_shown(shop: Shop, catalog: Path) -> None:
