@@ -117,6 +117,7 @@ class PartitionLanding:
         self._lake = lake
         self._schemas = schemas
         self._tables: tuple[DeltaTable, DeltaTable] | None = None
+        self._known: _Mark | None = None
         self._contract: tuple[frozenset[int], Contract] | None = None
 
     @property
@@ -133,14 +134,14 @@ class PartitionLanding:
             try:
                 return self._step(max_rows)
             except ConcurrentWriteError:
-                self._tables = self._contract = None
+                self.forget()
                 if attempt == _ATTEMPTS - 1:
                     raise
         raise AssertionError  # the loop has returned or raised
 
     def forget(self) -> None:
-        """Look again what is in the lake: somebody else may have landed."""
-        self._tables = None
+        """Look again what is in the lake: somebody else has landed."""
+        self._tables = self._known = self._contract = None
 
     def _step(self, max_rows: int) -> Step | None:
         mark = self._mark
@@ -158,6 +159,7 @@ class PartitionLanding:
         changes = self._changes(contract, checked.versions, table)
         after = _Mark(until, checked.watermark, max([mark.version, *checked.versions]))
         self._lake.append(contract.table, checked.landed, after.transactions(self.source), onto=table)
+        self._known = after
         return Step(records.num_rows, until, checked, changes)
 
     def _open(self) -> tuple[DeltaTable, DeltaTable]:
@@ -167,7 +169,10 @@ class PartitionLanding:
 
     @property
     def _mark(self) -> _Mark:
-        return _Mark.read(self._open()[0], self.source)
+        """Kept, as Delta looks through its log each time: who is behind what others have landed, Delta refuses."""
+        if self._known is None:
+            self._known = _Mark.read(self._open()[0], self.source)
+        return self._known
 
     def _read(self, offset: int, max_rows: int) -> pa.Table:
         end = self._log.end(self.source)
@@ -203,7 +208,7 @@ class PartitionLanding:
 
     def _changes(self, contract: Contract, versions: frozenset[int], table: DeltaTable) -> tuple[SchemaChange, ...]:
         """The versions that no partition of the topic has landed before; of the first one there is nothing to say."""
-        if self._schemas is None or not versions:
+        if self._schemas is None or not versions or max(versions) <= self._mark.version:
             return ()
         partitions = self._log.partitions(self.source.topic)
         known = max(_Mark.read(table, partition).version for partition in partitions)

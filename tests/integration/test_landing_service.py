@@ -159,6 +159,29 @@ def test_one_goes_on_until_it_is_told_to_stop(system: str, catalog: Path, tmp_pa
     assert said[-1] == "partitions revoked"
 
 
+def test_while_nothing_changes_the_lake_is_not_looked_at(system: str, catalog: Path, tmp_path: Path) -> None:
+    """Shown by a lake that is not there for some rounds. Asking its tables took half a core."""
+    stop, said, lake, away = threading.Event(), [], Lake(tmp_path / "lake"), tmp_path / "away"
+    sources, rounds = load_catalog(catalog).sources, itertools.count()
+
+    def declared() -> Any:
+        if "landed" in said and next(rounds) == 0:
+            lake.root.rename(away)
+        elif away.exists() and next(rounds) > 5:
+            away.rename(lake.root)
+            shop.changes(10, again=5)
+        if said.count("landed") == 2:
+            stop.set()
+        return sources
+
+    with SqliteLog(tmp_path / "log.db") as log, closing(SqliteWriter(tmp_path / "log.db")) as writer:
+        shop = Shop(system, writer)
+        shop.changes(10)
+        lander = Lander(declared, log, lake, Options(every_s=0.0), lambda event, **more: said.append(event))
+        assert lander.run(stop) == {}
+    assert_each_once(tmp_path, raw(system, "things"), 20)
+
+
 def test_a_table_that_is_refused_does_not_keep_the_others_from_landing(catalog: Path, tmp_path: Path) -> None:
     declared = (catalog / "sources" / "things.yaml").read_text()
     system = load_catalog(catalog).sources[0].system
