@@ -203,7 +203,7 @@ class _Child:
             self._start_at = math.inf
             _say(
                 f"headwater dev: {name} ended with exit code {code}, its last lines say why; the rest goes on. "
-                f"Then `{self._service.by_hand}` starts it again, or a new `headwater dev`"
+                f"Once that is mended, `{self._service.by_hand}` starts it again"
             )
             return
         self._deaths = 1 if now - self._start_at > _LONGEST_PAUSE_S else self._deaths + 1
