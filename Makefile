@@ -1,6 +1,8 @@
 # The front door. Every target first makes sure of .venv (locked in requirements.lock; a minute at most).
 SHELL := /bin/sh
 BIN := .venv/bin
+# Of pytest: one has the long runs, which are mostly one thread each, the others share the rest.
+WORKERS := $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -ge 2 ] || n=2; [ $$n -le 4 ] || n=4; echo $$n)
 
 .PHONY: run dev serve up down test test-faults lint format lock bench bench-stream shell check clean env
 
@@ -35,7 +37,7 @@ format: env
 	$(BIN)/ruff check --fix .
 
 test: lint ## lint, types, unit, graph and integration tests
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-faults: env ## every fault that the change stream must survive; writes docs/reference/faults.md
 	$(BIN)/pytest tests/faults --write-page docs/reference/faults.md
