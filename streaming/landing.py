@@ -28,6 +28,7 @@ from streaming.landing_batches import (
     make_tables,
 )
 from streaming.landing_schemas import Schemas, land_schemas
+from streaming.landing_types import typed_sql
 from streaming.log import ChangeLog, TopicPartition
 from streaming.log_writer import RetryableLogError
 
@@ -44,6 +45,8 @@ __all__ = [
     "land_served",
     "landed_health",
     "landed_version",
+    "quarantine_waiting",
+    "served_contract",
 ]
 
 GROUP = "landing"
@@ -120,14 +123,18 @@ def landed_version(source: Source, lake: Lake) -> str | None:
 
 def land_served(model_name: str, log: ChangeLog, lake: Lake, batch_rows: int = 100_000) -> LandingReport:
     """Land the predictions that a model's endpoint has served; what is malformed: `quarantine/predictions/<model>`."""
-    contract = Contract(
+    return _land(served_contract(model_name), log, lake, batch_rows)
+
+
+def served_contract(model_name: str) -> Contract:
+    """The contract of the predictions that a model's endpoint has served."""
+    return Contract(
         topic=keys.served_topic(model_name),
         table=keys.served(model_name),
         quarantine=keys.quarantine("predictions", model_name),
         fields=_SERVED_FIELDS,
         envelope=False,
     )
-    return _land(contract, log, lake, batch_rows)
 
 
 def contract_of(source: Source) -> Contract:
@@ -161,6 +168,44 @@ def landed_health(source: Source, lake: Lake, last: int | None = None) -> Landed
     reasons = {problem: count for problem, count in counts if problem is not None}
     landed = sum(count for problem, count in counts if problem is None)
     return LandedHealth(contract.table, landed, sum(reasons.values()), reasons)
+
+
+def quarantine_waiting(source: Source, lake: Lake) -> Mapping[str, int]:
+    """How many records are in quarantine that nothing has settled since, by problem.
+
+    A later change of the same row that has landed settles them, or that the table was emptied; and a record that does
+    not say whose change it is, that the table was read again.
+    """
+    contract = contract_of(source)
+    if not lake.exists(contract.quarantine) or not lake.rows(contract.quarantine):
+        return {}
+    own = [f for f in contract.fields if f.key and contract.keyed]
+    names = "".join(f', "{f.name}"' for f in own)
+    said = "(said -> '{}')"
+    typed = "".join(f', {typed_sql(f.kind, said.format(f.name))} AS "{f.name}"' for f in own)
+    unknown = " OR ".join([f'waiting."{f.name}" IS NULL' for f in own] or ["true"])
+    among = f"AND ({names[2:]}) IN (SELECT ({names[2:]}) FROM waiting)" if own else "AND false"
+    with lake.connect([contract.table, contract.quarantine]) as connection:
+        counts = connection.sql(
+            f"""
+            WITH waiting AS (
+                SELECT log_partition, log_offset, split_part(reason, '{FOUND}', 1) AS problem {typed}
+                FROM (
+                    SELECT *, CASE WHEN json_valid(key) THEN key::JSON END AS said
+                    FROM {quoted(contract.quarantine)})),
+            same AS (
+                SELECT log_partition {names}, max(log_offset) AS at FROM {quoted(contract.table)}
+                WHERE change_op <> 't' {among} GROUP BY ALL),
+            read AS (
+                SELECT log_partition, max(log_offset) AS at, max(log_offset) FILTER (change_op = 't') AS emptied_at
+                FROM {quoted(contract.table)} WHERE change_op IN ('r', 't') GROUP BY ALL)
+            SELECT problem, count(*) FROM waiting LEFT JOIN same USING (log_partition {names})
+                LEFT JOIN read USING (log_partition)
+            WHERE log_offset > coalesce(same.at, -1)
+                AND log_offset > coalesce(CASE WHEN {unknown} THEN read.at ELSE read.emptied_at END, -1)
+            GROUP BY problem ORDER BY problem"""
+        ).fetchall()
+    return dict(counts)
 
 
 def _land(

@@ -37,6 +37,7 @@ __all__ = [
     "SchemaChange",
     "Step",
     "make_tables",
+    "refusal",
 ]
 
 # Of two that land the same one always gets through, and few share a table.
@@ -44,15 +45,36 @@ _ATTEMPTS = 20
 
 
 class LandingError(RuntimeError):
-    """Landing refused."""
+    """Landing refused, until a person decides. `runbook` is a page of docs/runbooks, without its suffix."""
+
+    def __init__(self, found: str, remedy: str, runbook: str) -> None:
+        super().__init__(f"{found}. {remedy} (docs/runbooks/{runbook}.md)")
+        self.found = found
+        self.remedy = remedy
+        self.runbook = runbook
 
 
 class LostLogError(LandingError):
     """The table was landed from a log that is longer than this one: the two do not belong together."""
 
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"{found}: the two do not belong together",
+            "Bring the log back, or set this one table aside, land it anew and read it again with --resnapshot",
+            "landing_lost_log",
+        )
+
 
 class ChangedColumnsError(LandingError):
     """The table has other columns than its source now declares. To cast between them could change values silently."""
+
+    def __init__(self, table: Key, differences: Sequence[str]) -> None:
+        super().__init__(
+            f"{table.dotted} has other columns than its source declares: {'; '.join(differences)}. What has landed is "
+            "not rewritten",
+            "Declare the columns as they were, or set this one table aside and land it anew",
+            "landing_changed_columns",
+        )
 
 
 @dataclass(frozen=True)
@@ -175,13 +197,8 @@ class PartitionLanding:
         return self._known
 
     def _read(self, offset: int, max_rows: int) -> pa.Table:
-        end = self._log.end(self.source)
-        if offset > end:
-            raise LostLogError(
-                f"{self._declared.table.dotted} was landed up to offset {offset} of {self.source}, but that log ends "
-                f"at {end}: the two do not belong together. Set HEADWATER_HOME to a new directory, or bring the log "
-                "back"
-            )
+        if lost := _lost(self._declared.table, self.source, offset, self._log.end(self.source)):
+            raise lost
         return self._log.read(self.source, offset, max_rows)
 
     def _check(self, records: pa.Table, mark: _Mark) -> tuple[Contract, Checked]:
@@ -241,12 +258,30 @@ def make_tables(contract: Contract, sources: Sequence[TopicPartition], lake: Lak
         if not differences:
             return
         if _has_landed(contract.table, sources, lake):
-            raise ChangedColumnsError(
-                f"{contract.table.dotted} has other columns than its source declares: {'; '.join(differences)}. What "
-                "has landed is not rewritten: declare the columns as they were, or set HEADWATER_HOME to a new "
-                "directory"
-            )
+            raise ChangedColumnsError(contract.table, differences)
         lake.overwrite(contract.table, contract.schema.empty_table())
+
+
+def refusal(contract: Contract, log: ChangeLog, lake: Lake) -> LandingError | None:
+    """Why the table cannot be landed as it is now, whether a lander runs or not. Raises LogError."""
+    if not lake.exists(contract.table):
+        return None
+    sources = log.partitions(contract.topic)
+    if (differences := _differences(contract, lake)) and _has_landed(contract.table, sources, lake):
+        return ChangedColumnsError(contract.table, differences)
+    if not sources and lake.rows(contract.table):
+        return LostLogError(f"{contract.table.dotted} was landed from {contract.topic}, but the log has no such topic")
+    table = lake.table(contract.table)
+    for source, end in log.ends(sources).items():
+        if lost := _lost(contract.table, source, table.transaction_version(str(source)) or 0, end):
+            return lost
+    return None
+
+
+def _lost(table: Key, source: TopicPartition, offset: int, end: int) -> LostLogError | None:
+    if offset <= end:
+        return None
+    return LostLogError(f"{table.dotted} was landed up to offset {offset} of {source}, but that log ends at {end}")
 
 
 def _has_landed(table: Key, sources: Sequence[TopicPartition], lake: Lake) -> bool:

@@ -59,7 +59,7 @@ def land_once(
             raise
         except (LogError, LandingError, LakeError) as error:
             found[table] = str(error)
-            say("refused", table=table.dotted, error=str(error))
+            _say_refused(say, table, error)
             continue
         found[table] = report
         for change in report.schema_changes:
@@ -225,8 +225,13 @@ class _Refusing:
         refused = isinstance(error, LogError | LandingError | LakeError) and not isinstance(error, RetryableLogError)
         if refused:
             self.lander.refused[self.table] = str(error)
-            self.say("refused", table=self.table.dotted, error=str(error))
+            _say_refused(self.say, self.table, error)
         return refused
+
+
+def _say_refused(say: Say, table: Key, error: BaseException | None) -> None:
+    remedy = {"remedy": error.remedy, "runbook": error.runbook} if isinstance(error, LandingError) else {}
+    say("refused", table=table.dotted, error=str(error), **remedy)
 
 
 def _say_change(say: Say, table: Key, change: SchemaChange) -> None:

@@ -201,11 +201,12 @@ def test_a_table_that_is_refused_does_not_keep_the_others_from_landing(catalog: 
         shop.changes(10)
 
         def say(event: str, **more: Any) -> None:
-            said.append((event, more.get("table")))
+            said.append((event, more.get("runbook")))
             if {event for event, _ in said} >= {"landed", "refused"}:
                 stop.set()
 
         refused = Lander(lambda: sources, log, lake, Options(every_s=0.0), say).run(stop)
     assert list(refused) == [table]
     assert "landed up to offset 7" in refused[table]
+    assert ("refused", "landing_lost_log") in said
     assert_each_once(tmp_path, raw(system, "things"), 20)

@@ -20,7 +20,7 @@ from lake.query import query
 from lake.tables import Lake
 from streaming.capture.tables import CapturedColumn, SchemaHistory, TableSchema, schemas_topic
 from streaming.change import SNAPSHOT_ORDER, UNAVAILABLE
-from streaming.landing import ChangedColumnsError, LandingReport, land
+from streaming.landing import ChangedColumnsError, LandingReport, land, quarantine_waiting
 from streaming.landing_order import Place, repeated
 from streaming.sqlite_log import SqliteLog
 from streaming.sqlite_writer import SqliteWriter
@@ -372,3 +372,28 @@ def test_rows_without_key_can_be_counted(log: SqliteLog, lake: Lake) -> None:
     assert sorted(landed(lake, *columns)) == sorted(
         [("c", 1, "a"), ("c", 1, "a"), ("d", 1, "a"), ("u", 1, "b"), ("u", 2, "c"), ("d", 1, "a")]
     )
+
+
+def test_what_is_in_quarantine_waits_until_a_later_change_of_the_row_has_landed(log: SqliteLog, lake: Lake) -> None:
+    things = source(("v", "int64"))
+    append(log, change("c", 1, 1, v="x"), change("c", 2, 2, v="y"), {**change("c", 3, 3, v=3), "key": None})
+    land(things, log, lake, 10)
+    assert quarantine_waiting(things, lake) == {"v: not an int64": 2, "key: null": 1}
+    append(log, change("u", 1, 4, v=1), change("r", 7, 5, v=7))  # the row, mended; and the table read again
+    land(things, log, lake, 10)
+    assert quarantine_waiting(things, lake) == {"v: not an int64": 1}
+    append(log, change("t", None, 6))
+    land(things, log, lake, 10)
+    assert quarantine_waiting(things, lake) == {}
+
+
+def test_of_a_table_without_key_it_waits_until_the_table_is_read_again(log: SqliteLog, lake: Lake) -> None:
+    things = source(("v", "int64")).model_copy(update={"keyless": True})
+    append(log, {**change("c", 1, 1, v="x"), "key": None})
+    land(things, log, lake, 10)
+    append(log, {**change("c", 1, 2, v=1), "key": None})
+    land(things, log, lake, 10)
+    assert quarantine_waiting(things, lake) == {"v: not an int64": 1}
+    append(log, {**change("r", 1, 3, order=SNAPSHOT_ORDER, v=1), "key": None})
+    land(things, log, lake, 10)
+    assert quarantine_waiting(things, lake) == {}

@@ -45,7 +45,7 @@ say("look at docs/runbooks/page_three.md")
     assert set(_named_in(code)) == {"page_one", "page_two", "page_three", "postgresql_login"}
 
 
-@pytest.mark.parametrize("part", ["streaming/capture", "streaming/mysql"])
+@pytest.mark.parametrize("part", ["streaming/capture", "streaming/mysql", "streaming"])
 def test_every_page_that_is_named_exists(part: str) -> None:
     assert named(part)
     assert sorted(page for page in named(part) if not (PAGES / f"{page}.md").exists()) == []

@@ -130,7 +130,7 @@ def test_what_has_landed_is_not_cast_to_what_is_declared_now(
     land(returns, log, lake, 10)
     append(log, ROW | {"refund_gbp": 2})
     before = lake.read(RAW)
-    with pytest.raises(ChangedColumnsError, match=rf"raw\.shop\.returns has .*: {found}\..*HEADWATER_HOME"):
+    with pytest.raises(ChangedColumnsError, match=rf"raw\.shop\.returns has .*: {found}\..*runbooks/landing_changed"):
         land(changed(returns, *columns, without=without), log, lake, 10)
     assert lake.read(RAW).equals(before)
     assert land(returns, log, lake, 10).landed == 1

@@ -277,7 +277,9 @@ def test_a_log_that_was_lost_is_noticed(tmp_path: Path, log: SqliteLog, lake: La
     land(source, log, lake, 10)
     with SqliteLog(tmp_path / "other.db") as other:
         append(other, envelope())
-        with pytest.raises(LostLogError, match=r"landed up to offset 2 .* that log ends at 1.*HEADWATER_HOME"):
+        with pytest.raises(
+            LostLogError, match=r"landed up to offset 2 .* that log ends at 1.*runbooks/landing_lost_log"
+        ):
             land(source, other, lake, 10)
 
 
