@@ -32,7 +32,7 @@ def capture(system: str, *, once: bool, resnapshot: tuple[str, ...], from_scratc
     """Capture the changes of SYSTEM (shop) from HEADWATER_SHOP_URL into the change log, until stopped.
 
     What is in the tables already is read once, without a lock, while changes stream. SIGTERM stops cleanly; after any
-    other end it goes on where it was. Lines on stderr are JSON.
+    other end it goes on where it was. Lines on stderr are JSON. Exit code 1 when a table was refused.
 
     \b
     Examples:
@@ -54,8 +54,9 @@ def capture(system: str, *, once: bool, resnapshot: tuple[str, ...], from_scratc
     options = Options(from_scratch=from_scratch, accept_identity=accept_identity, resnapshot=resnapshot)
     try:
         _say("capture begins", system=system)
-        run(settings, system, options, stop, _say, once=once)
+        refused = run(settings, system, options, stop, _say, once=once)
         _say("capture has stopped; everything up to here is in the log", system=system)
+        raise SystemExit(FAILED if refused else OK)
     except AlreadyRunning as error:
         if not resnapshot or once or from_scratch or accept_identity:
             raise
@@ -113,6 +114,7 @@ def _show(found: StreamStatus) -> None:
             ],
         )  # fmt: skip
         tables = [[s.system, name, at["state"], at["rows"]] for s in found.sources for name, at in s.tables.items()]
+        tables += [[s.system, name, "refused", 0] for s in found.sources for name in s.refused]
         click.echo()
         show_table(["source", "table", "snapshot", "snapshot rows"], tables)
         click.echo()

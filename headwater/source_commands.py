@@ -88,6 +88,12 @@ def add(
         f"headwater: wrote {path}. Say in it what the columns mean; then `headwater check` and `python -m "
         "lake.dbt_sources`"
     )
+    if found.to_do:
+        say(
+            f"headwater: {relation} has no key, and once it is published PostgreSQL refuses to update or delete its "
+            "rows. It is captured once it has a primary key, or after:"
+        )
+        say("\n".join(f"  {statement};" for statement in found.to_do))
     for field, value in taken.items():
         why = f"as most tables of {system}" if value != _PLACEHOLDERS[field] else "a placeholder"
         say(f"headwater: {field} is {value}, {why}: change it there, or say --{field}")

@@ -38,10 +38,14 @@ class UnknownTableError(CaptureError):
 
 @dataclass(frozen=True)
 class Introspected:
-    """A table as it is now; `comments` by column, the table's own under the empty name, those that there are."""
+    """A table as it is now; `comments` by column, the table's own under the empty name, those that there are.
+
+    `to_do`: statements without which it cannot be captured.
+    """
 
     schema: TableSchema
     comments: Mapping[str, str]
+    to_do: Sequence[str] = ()
 
 
 def default_schema(address: Address) -> str:
@@ -65,6 +69,7 @@ def _postgres(address: Address, name: str) -> Introspected | None:
     import psycopg
 
     from streaming.postgres.catalog import Catalog
+    from streaming.postgres.checks import without_identity
     from streaming.postgres.connect import Server
 
     server = Server(address, "headwater source add")
@@ -81,7 +86,7 @@ def _postgres(address: Address, name: str) -> Introspected | None:
         if table is None:
             return None
         schema, _ = catalog.schema(query, table)
-        return Introspected(schema, dict(query(_POSTGRES_COMMENTS, (table.oid,))))
+        return Introspected(schema, dict(query(_POSTGRES_COMMENTS, (table.oid,))), without_identity([table]))
 
 
 def _mysql(address: Address, name: str) -> Introspected | None:

@@ -12,18 +12,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from catalog import keys
-from catalog.keys import Key
 from catalog.load import Catalog
 from catalog.settings import Settings
-from catalog.spec import Source
 from lake import Lake
 from streaming.capture.errors import Halt
 from streaming.capture.service import ask_retained, last_status
 from streaming.capture.source import Retained
 from streaming.dead_letters import letters
-from streaming.landing import GROUP
-from streaming.log import ChangeLog, TopicPartition
+from streaming.landing_state import ConsumerState, QuarantineState, landing_state, quarantine_state, served_state
+from streaming.log import ChangeLog
 
 __all__ = [
     "ConsumerState",
@@ -35,8 +32,8 @@ __all__ = [
     "stream_status",
 ]
 
-# A connector writes its status once a second; a consumer is stalled when what it has not read is older than this.
-_SILENT_S, _STALLED_S = 10.0, 15.0
+# A connector writes its status once a second.
+_SILENT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -60,23 +57,7 @@ class SourceState:
     limit_bytes: int | None
     bounded: bool
     tables: Mapping[str, Mapping[str, Any]]
-    problem: str | None
-    remedy: str | None
-
-
-@dataclass(frozen=True)
-class ConsumerState:
-    """One consumer group on one topic, its partitions summed. `lag_s`: the age of the first record it has not read."""
-
-    group: str
-    topic: str
-    table: str
-    position: Mapping[str, int]
-    lag_rows: int
-    lag_bytes: int
-    lag_s: float
-    rows: int
-    quarantined_rows: int
+    refused: Mapping[str, Mapping[str, str]]
     problem: str | None
     remedy: str | None
 
@@ -99,12 +80,19 @@ class StreamStatus:
     sources: Sequence[SourceState]
     consumers: Sequence[ConsumerState]
     dead_letters: Sequence[DeadLettersState]
+    quarantines: Sequence[QuarantineState]
 
     @property
     def problems(self) -> list[str]:
         """A line for each thing that is wrong, with what to do."""
         found = [(f"source {s.system}", s.problem, s.remedy) for s in self.sources]
+        found += [
+            (f"source {s.system}, table {name}", f"not captured: {why['found']}", _remedy(why))
+            for s in self.sources
+            for name, why in s.refused.items()
+        ]
         found += [(f"{c.group} of {c.topic}", c.problem, c.remedy) for c in self.consumers]
+        found += [(f"quarantine of {q.table}", q.problem, q.remedy) for q in self.quarantines]
         found += [(f"dead letters of {d.system}", d.problem, d.remedy) for d in self.dead_letters]
         return [f"{who}: {problem}. {remedy or ''}".rstrip() for who, problem, remedy in found if problem]
 
@@ -132,7 +120,9 @@ def stream_status(settings: Settings, catalog: Catalog, log: ChangeLog, lake: La
     systems = dict.fromkeys(source.system for source in catalog.sources)
     sources = [source_state(settings, system) for system in systems] if settings.shop_url else []
     dead = [_dead_letters(log, system) for system in systems]
-    return StreamStatus(now, sources, list(_consumers(catalog, log, lake, now)), dead)
+    # A replay's rows stay as they are: of those the gates tell.
+    quarantines = [quarantine_state(source, lake) for source in catalog.sources] if settings.shop_url else []
+    return StreamStatus(now, sources, list(_consumers(catalog, log, lake, now)), dead, quarantines)
 
 
 def _dead_letters(log: ChangeLog, system: str) -> DeadLettersState:
@@ -154,7 +144,7 @@ def source_state(settings: Settings, system: str) -> SourceState:
     found = last_status(settings, system)
     if found is None:
         return SourceState(
-            system, False, "never ran", {}, 0, 0, 0.0, None, None, None, None, None, True, {},
+            system, False, "never ran", {}, 0, 0, 0.0, None, None, None, None, None, True, {}, {},
             "no connector has run here", f"Start `headwater capture {system}`",
         )  # fmt: skip
     reported = _instant(found["at_us"])
@@ -180,9 +170,14 @@ def source_state(settings: Settings, system: str) -> SourceState:
         limit_bytes=retained.limit_bytes if retained else None,
         bounded=retained is None or retained.bounded,
         tables=found["tables"],
+        refused=found.get("refused", {}),
         problem=problem,
         remedy=remedy,
     )
+
+
+def _remedy(why: Mapping[str, str]) -> str:
+    return f"{why['remedy']} (docs/runbooks/{why['runbook']}.md); it is then taken in by itself"
 
 
 def _retained(settings: Settings, system: str, found: Mapping[str, Any]) -> Retained | None:
@@ -224,49 +219,7 @@ def _source_problem(
 
 def _consumers(catalog: Catalog, log: ChangeLog, lake: Lake, now: datetime) -> Iterator[ConsumerState]:
     yield from (landing_state(source, log, lake, now) for source in catalog.sources)
-    for model in catalog.models:
-        served, quarantine = keys.served(model.name), keys.quarantine("predictions", model.name)
-        yield _consumer(log, lake, keys.served_topic(model.name), served, quarantine, now)
-
-
-def landing_state(source: Source, log: ChangeLog, lake: Lake, now: datetime) -> ConsumerState:
-    """How far the landing of one captured table is. Raises LogError."""
-    topic = keys.cdc_topic(source.system, source.table)
-    table, quarantine = keys.raw(source.system, source.table), keys.quarantine(source.system, source.table)
-    return _consumer(log, lake, topic, table, quarantine, now)
-
-
-def _consumer(log: ChangeLog, lake: Lake, topic: str, table: Key, quarantine: Key, now: datetime) -> ConsumerState:
-    lags = log.lag(GROUP, topic)
-    waiting = [source for source, lag in lags.items() if lag.records]
-    oldest = min((_first_unread(log, source, lags[source].committed) for source in waiting), default=now)
-    lag_s, deleted = max((now - oldest).total_seconds(), 0.0), sum(lag.deleted for lag in lags.values())
-    problem = remedy = None
-    if deleted:
-        problem = f"{deleted} records were deleted by retention before they were landed"
-        remedy = "Capture the table again with --resnapshot, and keep the log longer (HEADWATER_LOG_RETENTION)"
-    elif waiting and lag_s > _STALLED_S:
-        problem = f"the first of {sum(lags[s].records for s in waiting)} records not landed is {lag_s:.0f} s old"
-        remedy = "Start `headwater land`, or `headwater run`; if one runs, see its last lines"
-    return ConsumerState(
-        group=GROUP,
-        topic=topic,
-        table=table.dotted,
-        position={str(source): lag.committed for source, lag in lags.items()},
-        lag_rows=sum(lag.records for lag in lags.values()),
-        lag_bytes=sum(lag.behind_bytes for lag in lags.values()),
-        lag_s=round(lag_s, 3),
-        rows=lake.rows(table) if lake.exists(table) else 0,
-        quarantined_rows=lake.rows(quarantine) if lake.exists(quarantine) else 0,
-        problem=problem,
-        remedy=remedy,
-    )
-
-
-def _first_unread(log: ChangeLog, source: TopicPartition, committed: int) -> datetime:
-    records = log.read(source, max(committed, log.begin(source)), 1)
-    found = _instant(records["timestamp_us"][0].as_py()) if records.num_rows else None
-    return found or datetime.max
+    yield from (served_state(model.name, log, lake, now) for model in catalog.models)
 
 
 def _instant(us: int | None) -> datetime | None:
@@ -292,7 +245,11 @@ def prometheus_text(status: StreamStatus) -> str:
     family("capture_retained_bytes", "Server's log kept for us.", [(at, s.retained_bytes) for at, s in sources])
     family("capture_limit_bytes", "At which it stops keeping it.", [(at, s.limit_bytes) for at, s in sources])
     family("capture_bounded", "Whether there is such a limit.", [(at, float(s.bounded)) for at, s in sources])
-    family("capture_problem", "Whether something is wrong.", [(at, float(bool(s.problem))) for at, s in sources])
+    family(
+        "capture_problem",
+        "Whether something is wrong.",
+        [(at, float(bool(s.problem or s.refused))) for at, s in sources],
+    )
     consumers = [({"group": c.group, "topic": c.topic}, c) for c in status.consumers]
     family("lag_rows", "Records not read.", [(at, c.lag_rows) for at, c in consumers])
     family("lag_bytes", "Bytes not read.", [(at, c.lag_bytes) for at, c in consumers])
@@ -300,6 +257,8 @@ def prometheus_text(status: StreamStatus) -> str:
     family("landed_rows", "Rows of the table.", [(at, c.rows) for at, c in consumers])
     family("quarantined_rows", "Rows in quarantine.", [(at, c.quarantined_rows) for at, c in consumers])
     family("consumer_problem", "Whether something is wrong.", [(at, float(bool(c.problem))) for at, c in consumers])
+    waiting = [({"table": q.table}, sum(q.waiting.values())) for q in status.quarantines]
+    family("quarantine_waiting", "Rows in quarantine that nothing has settled since.", waiting)
     dead = [({"system": d.system, "table": t}, n) for d in status.dead_letters for t, n in d.waiting.items()]
     family("dead_letters", "Records that wait to be put through again.", dead)
     return "\n".join(lines) + "\n"

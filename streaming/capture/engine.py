@@ -52,7 +52,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Status:
-    """What a connector is doing, for whoever asks: `state` streaming, snapshotting, waiting (with `problem`)."""
+    """What a connector is doing, for whoever asks: `state` streaming, snapshotting, waiting (with `problem`).
+
+    `refused`: declared tables that are not captured, each with the fields of its Halt.
+    """
 
     system: str
     state: str
@@ -62,6 +65,7 @@ class Status:
     rows: int
     last_event_us: int
     tables: Mapping[str, TableProgress]
+    refused: Mapping[str, Mapping[str, str]]
     retained: Retained | None
     problem: str | None
     at_us: int
@@ -272,6 +276,10 @@ class _Attempt:
             rows=sink.rows if sink else 0,
             last_event_us=sink.last_event_us if sink else 0,
             tables=dict(snapshotter.progress) if snapshotter else {},
+            refused={
+                name: {"found": error.found, "remedy": error.remedy, "runbook": error.runbook}
+                for name, error in self._source.refused.items()
+            },
             retained=self._retained,
             problem=problem,
             at_us=time.time_ns() // 1000,

@@ -8,7 +8,9 @@ Errors: CaptureError
 
 from __future__ import annotations
 
-__all__ = ["AnotherServer", "CaptureError", "Halt", "Retryable"]
+from collections.abc import Callable, Sequence
+
+__all__ = ["AnotherServer", "CaptureError", "Halt", "Retryable", "sift"]
 
 
 class CaptureError(RuntimeError):
@@ -39,3 +41,23 @@ class AnotherServer(Halt):
             "is then read again",
             "another_server",
         )
+
+
+def sift(names: Sequence[str], check: Callable[[Sequence[str]], object]) -> tuple[list[str], dict[str, Halt]]:
+    """The tables that pass the check, and why each of the others does not. Raises Halt when there is none that does.
+
+    `check` raises Halt that names all that is wrong with these tables.
+    """
+    try:
+        check(names)
+    except Halt:
+        refused: dict[str, Halt] = {}
+        for name in names:
+            try:
+                check([name])
+            except Halt as error:
+                refused[name] = error
+        if len(refused) == len(names):
+            raise
+        return [name for name in names if name not in refused], refused
+    return list(names), {}

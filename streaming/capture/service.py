@@ -45,7 +45,17 @@ __all__ = [
 Say = Callable[[str], None]
 # libpq waits two seconds at least.
 _ASKED_WITHIN_S = 2
-_NOTHING = {"state": "waiting", "resume": {}, "epoch": 0, "rows": 0, "last_event_us": 0, "tables": {}, "retained": None}
+_NOTHING: Mapping[str, Any] = {
+    "state": "waiting",
+    "problem": None,
+    "resume": {},
+    "epoch": 0,
+    "rows": 0,
+    "last_event_us": 0,
+    "tables": {},
+    "refused": {},
+    "retained": None,
+}
 
 
 class AlreadyRunning(CaptureError):
@@ -61,20 +71,24 @@ def relations(catalog: Catalog, system: str, schema: str) -> dict[str, str]:
     }
 
 
-def capture(settings: Settings, system: str, options: Options, stop: threading.Event, say: Say, *, once: bool) -> None:
-    """Capture until `stop` is set or, with `once`, up to what there was at the beginning.
+def capture(
+    settings: Settings, system: str, options: Options, stop: threading.Event, say: Say, *, once: bool
+) -> tuple[str, ...]:
+    """Capture until `stop` is set or, with `once`, up to what there was at the beginning. Returns the refused tables.
 
     Raises AlreadyRunning, Halt, PermanentLogError, AddressError.
     """
     address = _address(settings)
+    refused: tuple[str, ...] = ()
     with _alone(settings, system):
         while not stop.is_set():
             tables = relations(load_catalog(settings.catalog), system, _schema(address))
             if not tables:
                 raise CaptureError(f"no table of system {system!r} is declared in {settings.catalog / 'sources'}")
             watch = _Watch(settings, system, stop)
+            source = _source(address, system, tuple(tables), say)
             running = Capture(
-                _source(address, system, tuple(tables), say),
+                source,
                 lambda: open_writer(settings),
                 options,
                 topic=tables.__getitem__,
@@ -88,11 +102,12 @@ def capture(settings: Settings, system: str, options: Options, stop: threading.E
             except (Halt, PermanentLogError) as error:
                 watch.halted(str(error))
                 raise
-            if once:
-                return
-            if not stop.is_set():
-                say("the declared tables have changed: capturing goes on with the new ones")
+            refused = tuple(source.refused)
+            if once or stop.is_set():
+                break
+            say("the declared tables have changed: capturing goes on with the new ones")
             options = replace(options, from_scratch=False, accept_identity=False, resnapshot=())
+    return refused
 
 
 def is_running(settings: Settings, system: str) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from streaming.capture.checkpoint import Checkpoint
+from streaming.capture.errors import Halt
 from streaming.capture.tables import TableSchema
 
 if TYPE_CHECKING:
@@ -59,13 +60,21 @@ class Source(Protocol):
     system: str
     connector: str
 
+    @property
+    def refused(self) -> Mapping[str, Halt]:
+        """Declared tables that cannot be captured, and why: those of the last `prepare`, or found since.
+
+        The others are captured. One that can be by now makes `retained` raise Retryable, so that `prepare` takes it.
+        """
+
     def identify(self) -> Mapping[str, str]:
         """What tells this server's history from any other's; compared with the checkpoint's."""
 
     def prepare(self, checkpoint: Checkpoint | None) -> Sequence[TableSchema]:
         """Check privileges and settings, make what is missing (publication, slot); the tables to capture.
 
-        Raises Halt when the checkpoint's position is no longer available.
+        A table that is not fit is left out, and `refused`. Raises Halt when none is fit, or when the checkpoint's
+        position is no longer available.
         """
 
     def open(self, sink: Sink, checkpoint: Checkpoint | None) -> None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from streaming.capture.checkpoint import Checkpoint
 from streaming.capture.credentials import Address
-from streaming.capture.errors import Retryable
+from streaming.capture.errors import Halt, Retryable, sift
 from streaming.capture.sink import Sink
 from streaming.capture.source import Chunk, Retained
 from streaming.capture.tables import TableSchema
 from streaming.mysql.chunks import Chunks, snapshot_mariadb
 from streaming.mysql.connect import Database
-from streaming.mysql.dictionary import Dictionary
+from streaming.mysql.dictionary import Described, Dictionary
 from streaming.mysql.dump import Dump
 from streaming.mysql.events import HEADER
 from streaming.mysql.history import Start, find_start
@@ -82,6 +82,8 @@ class MysqlSource:
         self._database = Database(address)
         self._names = [name if "." in name else f"{address.database}.{name}" for name in tables]
         self._say = say
+        self.refused: dict[str, Halt] = {}
+        self._known: list[str] = []
         self._our_id = self._database.server_id or _FIRST_ID + zlib.crc32(f"headwater {system}".encode()) % _IDS
         self._memos: dict[tuple[Any, ...], Memo] = {}
         self._session: _Session | None = None
@@ -121,11 +123,33 @@ class MysqlSource:
         session = self._connected()
         databases = sorted({name.partition(".")[0] for name in self._names})
         check_log(session.server, databases, self._our_id)
-        known = list(checkpoint.tables) if checkpoint else []
-        tables = check_tables(session.dictionary, session.connection, self._names, known)
+        self._known = list(checkpoint.tables) if checkpoint else []
+        tables = self._check_tables(session, self._fit(session))
         if checkpoint is not None:
             session.start = find_start(self._database, session.server, Resume.read(checkpoint.resume))
         return [table.schema for table in tables]
+
+    def _fit(self, session: _Session) -> list[str]:
+        """The tables to capture; why not, is said of the others."""
+        before = {name: f"{error}" for name, error in self.refused.items()}
+        fit, self.refused = sift(self._names, lambda names: self._check_tables(session, names))
+        for name, error in self.refused.items():
+            if before.get(name) != f"{error}":
+                self._say(f"{name} is not captured, the other tables are: {error}")
+        return fit
+
+    def _check_tables(self, session: _Session, names: Sequence[str]) -> list[Described]:
+        return check_tables(session.dictionary, session.connection, names, self._known)
+
+    def _look_at_refused(self, session: _Session) -> None:
+        """Raises Retryable for one that can be captured by now."""
+        for name in self.refused:
+            try:
+                self._check_tables(session, [name])
+            except Halt as error:
+                self.refused[name] = error
+                continue
+            raise Retryable(f"{name} can be captured now: it is taken in")
 
     def open(self, sink: Sink, checkpoint: Checkpoint | None) -> None:
         """Start streaming from the checkpoint, or from the log's end. Raises Retryable, Halt."""
@@ -136,7 +160,8 @@ class MysqlSource:
             sink.epoch += 1
         resume, mariadb = start.resume, session.server.mariadb
         fold = str.lower if session.server.folds_names else str
-        tables = Tables(session.dictionary, session.connection, self._names, self._memos, mariadb=mariadb, fold=fold)
+        names = [name for name in self._names if name not in self.refused]
+        tables = Tables(session.dictionary, session.connection, names, self._memos, mariadb=mariadb, fold=fold)
         if start.by_gtid:
             dump = Dump(self._database, self._our_id, gtid=resume.gtid, mariadb=mariadb)
         else:
@@ -216,6 +241,7 @@ class MysqlSource:
     def retained(self) -> Retained:
         """How much of the log is behind us. Raises Retryable, Halt."""
         session, confirmed = self._connected(), self._confirmed
+        self._look_at_refused(session)
         logs = session.server.logs()
         return Retained(0, 0, None, logs.end) if confirmed is None else measured(session.server, logs, confirmed)
 

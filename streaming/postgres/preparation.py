@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 
 from streaming.capture.checkpoint import Checkpoint
-from streaming.capture.errors import Halt, Retryable
+from streaming.capture.errors import Halt, Retryable, sift
 from streaming.capture.source import Retained
 from streaming.capture.tables import TableSchema
 from streaming.postgres import setup
@@ -66,6 +66,8 @@ class Preparation:
         self._slot, self._publication = slot, publication
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self._occupied: tuple[float, float] | None = None
+        self._known: set[str] = set()
+        self.refused: dict[str, Halt] = {}
 
     def connect(self) -> ServerState:
         """Connect, and check what has to be so before a walsender can be asked for."""
@@ -80,7 +82,7 @@ class Preparation:
 
     def wanted(self, name: str) -> bool:
         """Whether a table of that name is to be captured."""
-        return name in self._tables
+        return name in self._tables and name not in self.refused
 
     def is_clock(self, name: str) -> bool:
         """Whether a table of that name is a replay's clock."""
@@ -94,14 +96,16 @@ class Preparation:
         """Raises Halt for what a person must decide, Retryable while another process holds the slot."""
         state = self._state
         everything = self._named({*self._tables, *self._clocks})
-        found = [everything[name] for name in self._tables if name in everything]
-        self._check_missing([name for name in self._tables if name not in everything], checkpoint)
-        added = self._check_publication([*found, *(everything[name] for name in self._clocks & everything.keys())])
+        self._known = set(checkpoint.tables) if checkpoint else set()
+        fit = self._fit(everything)
+        found = [everything[name] for name in fit]
+        clocks = [everything[name] for name in self._clocks & everything.keys()]
+        added = [one for one in [*found, *clocks] if not one.is_published]
         slot = self._check_slot(checkpoint)
         if checkpoint is not None:
             _check_history(checkpoint, identity, stream)
         if added:
-            setup.publish(self.query, self.execute, state, self._publication, added)
+            setup.publish(self.query, self.execute, self._publication, added)
             everything = self._named(self._tables)
             found = [everything[one.name] for one in found if one.name in everything]
         slot = slot or self._make_slot()
@@ -109,23 +113,23 @@ class Preparation:
         schemas = tuple(self.catalog.schema(self.query, one)[0] for one in found)
         return Prepared(state, slot, schemas, marks, due)
 
-    def _check_missing(self, missing: Sequence[str], checkpoint: Checkpoint | None) -> None:
-        """A table that was captured before may go; one that never was there is a mistake."""
-        never = [name for name in missing if checkpoint is None or name not in checkpoint.tables]
-        if never:
-            there = [name for (name,) in self.query(_NAMES_SQL, ())]
-            near = {name: difflib.get_close_matches(name, there, 1) for name in never}
-            hints = [f"{name}{f' (there is {close[0]})' if close else ''}" for name, close in near.items()]
-            raise Halt(
-                f"{self._server.address} has no table {', '.join(hints)}",
-                "Correct its name in catalog/sources, or remove it there",
-                "postgresql_tables",
-            )
-        for name in missing:
+    def _fit(self, everything: Mapping[str, Description]) -> list[str]:
+        """The tables to capture. One that was captured before may go; one that never was there is a mistake."""
+        gone = [name for name in self._tables if name not in everything and name in self._known]
+        for name in gone:
             self._say(f"{name} is gone: captured are the others (docs/runbooks/postgresql_tables.md)")
+        before = {name: f"{error}" for name, error in self.refused.items()}
+        there = [name for name in self._tables if name not in gone]
+        fit, self.refused = sift(there, lambda names: self._check_tables(everything, names))
+        for name, error in self.refused.items():
+            if before.get(name) != f"{error}":
+                self._say(f"{name} is not captured, the other tables are: {error}")
+        return fit
 
-    def _check_publication(self, found: Sequence[Description]) -> list[Description]:
-        """The tables that are to be added to it."""
+    def _check_tables(self, everything: Mapping[str, Description], names: Iterable[str]) -> None:
+        """Raises Halt that lists what is wrong with them, or with what all of them need."""
+        self._check_missing([name for name in names if name not in everything and name not in self._known])
+        found = [everything[name] for name in (*names, *self._clocks) if name in everything]
         exists = setup.has_publication(self.query, self._publication)
         added = [one for one in found if not one.is_published]
         check_tables(self.query, self._state, found, [*(one.name for one in added), *([] if exists else [""])])
@@ -133,7 +137,18 @@ class Preparation:
         if exists:
             setup.check_publication(self.query, self._publication, found)
             setup.check_filters(self._publication, found)
-        return added
+            setup.check_owner(self.query, self._state, self._publication, added)
+
+    def _check_missing(self, missing: Sequence[str]) -> None:
+        if missing:
+            there = [name for (name,) in self.query(_NAMES_SQL, ())]
+            near = {name: difflib.get_close_matches(name, there, 1) for name in missing}
+            hints = [f"{name}{f' (there is {close[0]})' if close else ''}" for name, close in near.items()]
+            raise Halt(
+                f"{self._server.address} has no table {', '.join(hints)}",
+                "Correct its name in catalog/sources, or remove it there",
+                "postgresql_tables",
+            )
 
     def _check_slot(self, checkpoint: Checkpoint | None) -> Slot | None:
         slot = setup.read_slot(self.query, self._slot, self._state.version)
@@ -224,11 +239,23 @@ class Preparation:
             )
         setup.check_slot(slot, self._slot, self._state)
         tables = self._named(self._tables)
+        self._look_at_refused(tables)
+        tables = {name: one for name, one in tables.items() if name not in self.refused}
         if setup.has_publication(self.query, self._publication):
             setup.check_publication(self.query, self._publication, list(tables.values()))
             setup.check_filters(self._publication, tables.values())
         end = end_of_log(self.query)
         return Look(measured(self.query, slot, end), tables, end)
+
+    def _look_at_refused(self, tables: Mapping[str, Description]) -> None:
+        """Raises Retryable for one that can be captured by now."""
+        for name in self.refused:
+            try:
+                self._check_tables(tables, [name])
+            except Halt as error:
+                self.refused[name] = error
+                continue
+            raise Retryable(f"{name} can be captured now: it is taken in")
 
     def _named(self, names: Iterable[str]) -> dict[str, Description]:
         """As they are at one instant: a column's new version beside the files of before hides that it was rewritten."""

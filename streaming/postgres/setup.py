@@ -13,6 +13,7 @@ from streaming.postgres.pgoutput import lsn_text, parse_lsn
 __all__ = [
     "Slot",
     "check_filters",
+    "check_owner",
     "check_publication",
     "check_slot",
     "create_slot",
@@ -92,21 +93,32 @@ def check_filters(publication: str, found: Iterable[Description]) -> None:
         )
 
 
-def publish(query: Query, execute: Execute, state: ServerState, publication: str, found: Iterable[Description]) -> None:
-    """Add the tables to the publication, which is made if it is missing. Raises Halt when it is not ours to alter."""
-    tables = ", ".join(("" if one.kind == "p" else "ONLY ") + quoted(one.schema, one.table) for one in found)
-    row = query(_PUBLICATION_SQL, (publication,))
-    if not row:
-        execute(f"CREATE PUBLICATION {quoted(publication)} FOR TABLE {tables} WITH (publish_via_partition_root = true)")
-        return
-    statement = f"ALTER PUBLICATION {quoted(publication)} ADD TABLE {tables}"
-    if not row[0][3]:
+def check_owner(query: Query, state: ServerState, publication: str, added: Sequence[Description]) -> None:
+    """Raises Halt when the publication lacks tables and is not ours to alter."""
+    ((_, _, _, owned, owner),) = query(_PUBLICATION_SQL, (publication,))
+    if added and not owned:
         raise Halt(
-            f"publication {publication} lacks tables, and {state.user} does not own it",
-            f"As {row[0][4]}: {statement}",
+            f"publication {publication} lacks {', '.join(one.name for one in added)}, and {state.user} does not own it",
+            f"As {owner}: {_add_to(publication, added)}",
             "postgresql_publication",
         )
-    execute(statement)
+
+
+def publish(query: Query, execute: Execute, publication: str, found: Iterable[Description]) -> None:
+    """Add the tables to the publication, which is made if it is missing."""
+    if has_publication(query, publication):
+        execute(_add_to(publication, found))
+        return
+    tables = _list(found)
+    execute(f"CREATE PUBLICATION {quoted(publication)} FOR TABLE {tables} WITH (publish_via_partition_root = true)")
+
+
+def _add_to(publication: str, found: Iterable[Description]) -> str:
+    return f"ALTER PUBLICATION {quoted(publication)} ADD TABLE {_list(found)}"
+
+
+def _list(found: Iterable[Description]) -> str:
+    return ", ".join(("" if one.kind == "p" else "ONLY ") + quoted(one.schema, one.table) for one in found)
 
 
 def read_slot(query: Query, slot: str, version: int) -> Slot | None:

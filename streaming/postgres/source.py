@@ -9,6 +9,7 @@ from typing import Any
 
 from streaming.capture.checkpoint import Checkpoint
 from streaming.capture.credentials import Address
+from streaming.capture.errors import Halt
 from streaming.capture.sink import Sink
 from streaming.capture.source import Chunk, Retained
 from streaming.capture.tables import TableSchema
@@ -66,6 +67,11 @@ class PostgresSource:
         self._found: _Found | None = None
         self._prepared: Prepared | None = None
         self._streaming: _Open | None = None
+
+    @property
+    def refused(self) -> Mapping[str, Halt]:
+        """Tables that cannot be captured while the others are."""
+        return self._preparation.refused
 
     def identify(self) -> Mapping[str, str]:
         """The cluster's own number, which its standbys and its restored copies share, and the database."""
@@ -142,7 +148,7 @@ class PostgresSource:
     def retained(self) -> Retained:
         """From pg_replication_slots; also looks whether the tables are still what they were."""
         look = self._preparation.look()
-        self._opened.watch.compare(self._tables, look.tables, look.position)
+        self._opened.watch.compare(filter(self._preparation.wanted, self._tables), look.tables, look.position)
         return look.retained
 
     def close(self) -> None:

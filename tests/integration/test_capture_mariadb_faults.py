@@ -219,6 +219,23 @@ def test_every_missing_privilege_is_named(server: Server, shop: Shop) -> None:
     shop.run("DROP USER reader@'127.0.0.1'")
 
 
+def test_the_others_go_on_without_a_table_that_is_unfit_until_it_is_mended(server: Server, shop: Shop) -> None:
+    shop.run("CREATE TABLE notes (v int) ENGINE = MyISAM", "INSERT INTO notes VALUES (7)")
+    shop.run("CREATE VIEW seen AS SELECT * FROM orders")
+    log: Log = {}
+    said: list[str] = []
+    with capturing(server, log, "orders", "notes", "seen", "later", options=replace(FAST, look_s=0.1), said=said):
+        wait_for("orders", lambda: ids(log) == [1] or None, PATIENCE_S, 0.05)
+        refused = [line for line in said if "is not captured, the other tables are" in line]
+        assert [line.partition(" ")[0] for line in refused] == ["shop.notes", "shop.seen", "shop.later"]
+        assert all("docs/runbooks/mariadb_tables.md" in line for line in refused)
+        shop.run("ALTER TABLE notes ENGINE = InnoDB", "CREATE TABLE later (id int PRIMARY KEY)")
+        shop.run("INSERT INTO later VALUES (5)", "INSERT INTO orders (id) VALUES (2)")
+        wait_for("later", lambda: fold(log, topic("shop.later")) or None, PATIENCE_S, 0.05)
+        wait_for("notes", lambda: list(changes(log, topic("shop.notes"))) or None, PATIENCE_S, 0.05)
+        wait_for("orders", lambda: ids(log) == [1, 2] or None, PATIENCE_S, 0.05)
+
+
 def test_the_how_tos_statements_suffice(server: Server, shop: Shop) -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "how_to" / "capture_mariadb.md").read_text()
     for block in re.findall(r"```sql\n(.*?)```", text, flags=re.DOTALL):

@@ -133,6 +133,39 @@ def test_a_table_without_identity_is_refused_before_it_is_published(db: Database
         connector.caught_up()
 
 
+def test_the_others_go_on_without_a_table_that_is_unfit_until_it_is_mended(db: Database) -> None:
+    db("CREATE TABLE bare (id int); INSERT INTO bare VALUES (1); CREATE VIEW seen AS SELECT * FROM t")
+    with capturing(db, "t", "bare", "seen", "later") as connector:
+        assert same(connector.caught_up().fold("t"), db.rows("t"))
+        refused = connector.source.refused
+        assert {name: error.runbook for name, error in refused.items()} == {
+            "public.bare": "postgresql_replica_identity",
+            "public.seen": "postgresql_tables",
+            "public.later": "postgresql_tables",
+        }
+        assert connector.heard("public.bare is not captured, the other tables are")
+        assert db("UPDATE bare SET id = 2") == [], "it is not published"
+        db(refused["public.bare"].remedy.partition("or: ")[2])
+        db("CREATE TABLE later (id int PRIMARY KEY); INSERT INTO later VALUES (5)")
+        wait_until(lambda: set(connector.source.refused) == {"public.seen"}, "what was mended is taken in")
+        db("INSERT INTO t VALUES (3, 'c')")
+        assert same(connector.caught_up().fold("t"), db.rows("t"))
+        assert [change["after"] for change in connector.changes("bare") if change["op"] == "r"] == [{"id": 2}]
+        assert same(connector.fold("later"), [{"id": 5}])
+
+
+def test_a_captured_table_that_is_left_out_for_a_while_is_read_anew(db: Database) -> None:
+    db("CREATE TABLE u (id int PRIMARY KEY); INSERT INTO u VALUES (1), (2)")
+    before = Connector(db, ["t", "u"]).start().caught_up().stop()
+    db("ALTER TABLE u REPLICA IDENTITY NOTHING; INSERT INTO t VALUES (3, 'c')")
+    left_out = Connector(db, ["t", "u"], before.log).start().caught_up().stop()
+    assert same(left_out.fold("t"), db.rows("t"))
+    assert set(left_out.source.refused) == {"public.u"}
+    db("TRUNCATE u; ALTER TABLE u REPLICA IDENTITY DEFAULT; INSERT INTO u VALUES (3)")
+    with capturing(db, "t", "u", log=before.log) as connector:
+        assert same(connector.caught_up().fold("u"), [{"id": 3}])
+
+
 def test_a_publication_that_hides_changes(db: Database) -> None:
     connector = Connector(db, ["t"]).start().caught_up()
     publication = f"headwater_{db.name}"
@@ -166,6 +199,8 @@ def test_a_slot_that_was_dropped(db: Database) -> None:
 def test_a_slot_that_somebody_else_read(db: Database) -> None:
     before = _captured(db)
     db("INSERT INTO t VALUES (3, 'c')")
+    read = f"SELECT active FROM pg_replication_slots WHERE slot_name = 'headwater_{db.name}'"
+    wait_until(lambda: db(read) == [(False,)], "the walsender has noticed that its client left")
     db(f"SELECT pg_replication_slot_advance('headwater_{db.name}', pg_current_wal_lsn())")
     _halts(Connector(db, ["t"], before.log), "postgresql_slot_ahead")
     _goes_on(db, before, _SCRATCH)

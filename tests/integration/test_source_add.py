@@ -45,6 +45,7 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             ask_postgresql(
                 server, 'CREATE TABLE public."Odd" (id int PRIMARY KEY, "Upper" text, at timestamp NOT NULL)'
             )
+            ask_postgresql(server, "CREATE TABLE public.scans (v text, at timestamp NOT NULL)")
             yield Shop(server.url, server.password, "public")
         else:
             ask_mariadb(server, "CREATE DATABASE IF NOT EXISTS shop")
@@ -52,6 +53,7 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             table = table.replace("numeric(12,2)", "decimal(12,2) COMMENT 'Price \"paid\", in pounds.'")
             ask_mariadb(server, f"CREATE TABLE shop.parcels {table} COMMENT 'One row for each parcel that was sent.'")
             ask_mariadb(server, "CREATE TABLE shop.`Odd` (id int PRIMARY KEY, `Upper` text, at datetime NOT NULL)")
+            ask_mariadb(server, "CREATE TABLE shop.scans (v text, at datetime NOT NULL)")
             yield Shop(f"mysql://root@{HOST}:{server.port}/shop", server.password, "shop")
 
 
@@ -125,6 +127,14 @@ def test_owner_and_domain_are_those_of_the_systems_other_tables(shop: Shop, cata
     assert (declared.owner, declared.domain) == ("team:sales", "unassigned")
     assert "domain is unassigned, a placeholder" in done.stderr
     assert "owner is" not in done.stderr
+
+
+def test_what_a_table_without_key_needs_before_it_is_captured_is_said(shop: Shop, catalog: Path) -> None:
+    done = add(shop, catalog, "--table", f"{shop.schema}.scans", *OPTIONS)
+    assert done.exit_code == 0, done.output
+    assert load_catalog(catalog).source("scans").keyless
+    wanted = shop.url.startswith("postgresql")
+    assert ('ALTER TABLE "public"."scans" REPLICA IDENTITY FULL;' in done.stderr) == wanted, done.stderr
 
 
 def test_a_wrong_password_is_not_shown(shop: Shop, catalog: Path) -> None:

@@ -80,6 +80,11 @@ def test_a_source_that_never_ran_has_stopped_or_was_halted_says_what_to_do(setti
         assert (source.state, source.running, source.retained_bytes) == ("stopped", False, 9)
         assert source.problem is not None
         assert source.problem.startswith("no connector is running since 2023-11-14 22:13:20; the server keeps 9 bytes")
+        bare = {"found": "no replica identity", "remedy": "ALTER TABLE ...", "runbook": "postgresql_replica_identity"}
+        path.write_text(json.dumps({**told, "refused": {"public.bare": bare}}))
+        status = looked_at(settings, catalog, log)
+        (line,) = [line for line in status.problems if line.startswith("source shop, table public.bare: not captured")]
+        assert "no replica identity. ALTER TABLE ... (docs/runbooks/postgresql_replica_identity.md)" in line
         path.write_text(json.dumps({**told, "halted": "the slot is gone"}))
         (source,) = looked_at(settings, catalog, log).sources
         assert (source.problem or "").startswith("the slot is gone; the server keeps 9 bytes")
