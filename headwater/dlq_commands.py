@@ -12,9 +12,10 @@ import click
 
 from headwater.errors import NotThereYet
 from headwater.output import say, show_json, show_table
-from headwater.session import current_settings
+from headwater.session import current_settings, read_catalog
 
 if TYPE_CHECKING:
+    from catalog.keys import Key
     from streaming.dead_letters import DeadLetter
     from streaming.log import ChangeLog
 
@@ -34,7 +35,8 @@ def _selecting(command: Callable[..., None]) -> Callable[..., None]:
 def dlq() -> None:
     """Records that could not be carried into the lake: see why, and put them through again.
 
-    A record that broke its table's contract is in the table's quarantine; --quarantine is about those.
+    A record that the log did not take, for its size, is a dead letter. One that is in the log and cannot land is in its
+    table's quarantine: --quarantine is about those.
     """
 
 
@@ -58,6 +60,8 @@ def list_(
         found = [
             each for each in _selected(log, system, table, reason, quarantine) if replayed_too or not each.replayed
         ]
+    if not (found or quarantine) and _rows_in_quarantine(system, table):
+        say("headwater: no dead letters; --quarantine lists the records that are in the log and could not land")
     rows = [_summary(each) for each in found]
     if as_json:
         show_json(rows)
@@ -141,6 +145,7 @@ def _selected(log: ChangeLog, system: str, table: str | None, reason: str | None
     from streaming.dead_letters import letters
 
     known = letters(log, system)
+    _expect_known(system, table, known)
     if quarantine:
         by_id = {each.id: each for each in known}
         return [by_id.get(each.id, each) for each in _quarantined(system, table, reason)]
@@ -149,6 +154,31 @@ def _selected(log: ChangeLog, system: str, table: str | None, reason: str | None
         for each in known
         if (table is None or each.origin.table == table) and (reason is None or reason in each.reason)
     ]
+
+
+def _expect_known(system: str, table: str | None, found: list[DeadLetter]) -> None:
+    """That the system and its table are declared, or something of them waits. Raises BadParameter."""
+    known = {(source.system, source.table) for source in read_catalog(current_settings()).sources}
+    known |= {(system, letter.origin.table) for letter in found} | {(key[1], key.name) for key in _quarantines()}
+    systems = sorted({each for each, _ in known})
+    if system not in systems:
+        raise click.BadParameter(f"found {system!r}, allowed is one of {', '.join(systems)}", param_hint="SYSTEM")
+    if table is not None and (system, table) not in known:
+        tables = ", ".join(sorted(name for each, name in known if each == system))
+        raise click.BadParameter(f"found {table!r}, allowed is one of {tables}", param_hint="--table")
+
+
+def _quarantines() -> list[Key]:
+    from lake import Lake
+
+    return [key for key in sorted(Lake(current_settings().lake_dir).keys()) if key.layer == "quarantine"]
+
+
+def _rows_in_quarantine(system: str, table: str | None) -> int:
+    from lake import Lake
+
+    lake = Lake(current_settings().lake_dir)
+    return sum(lake.rows(key) for key in _quarantines() if key[1] == system and table in (None, key.name))
 
 
 def _quarantined(system: str, table: str | None = None, reason: str | None = None) -> list[DeadLetter]:

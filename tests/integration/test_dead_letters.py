@@ -169,7 +169,14 @@ def test_the_command_lists_shows_and_replays(
         ("f" * 16, "orders", "too large"),
     ]
     assert json.loads(dlq("list", system, "--reason", "too", "--json"))[0]["id"] == "f" * 16
-    assert json.loads(dlq("list", system, "--table", "customers", "--json")) == []
+    assert len(json.loads(dlq("list", system, "--table", "orders", "--json"))) == 2
+    for arguments, said in (
+        (("list", system, "--table", "nosuch"), "--table: found 'nosuch', allowed is one of orders"),
+        (("replay", "nosuch"), "SYSTEM: found 'nosuch', allowed is one of shop"),
+    ):
+        refused = CliRunner().invoke(cli, ["dlq", *arguments], env=environment)
+        assert refused.exit_code == 2
+        assert said in refused.stderr
     shown = json.loads(dlq("show", system, sent.id, "--json"))
     assert (shown["value"], shown["position"], shown["offset"]) == (ENVELOPE.decode(), [1, 7, 2], 3)
     dlq("replay", system, "--reason", "not JSON")
@@ -220,6 +227,8 @@ def test_what_is_in_quarantine_is_put_through_once_its_declaration_was_mended(
         "value: not a JSON object, found no json",
     ]
     assert "no json" in dlq("show", system, waiting[1]["id"])
+    unlisted = CliRunner().invoke(cli, ["dlq", "list", system, "--table", "things"], env=environment)
+    assert "--quarantine lists" in unlisted.stderr
     assert letters(log, system) == []
     for _ in range(2):  # the second time there is nothing left to do
         dlq("replay", system, "--quarantine", "--reason", "null", "--yes")
