@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -12,12 +13,15 @@ from pathlib import Path
 import pytest
 
 from catalog.keys import cdc_topic
+from catalog.settings import load_settings
 from headwater.stack.server import kill, restart, stop
 from streaming.capture.checkpoint import state_topic
+from streaming.capture.service import last_status
 from streaming.sqlite_writer import SqliteWriter
 from tests.faults.case import Case
 from tests.faults.stand import SETTINGS, wait_until
 from tests.faults.standby import catch_up, name_both, promote, standby_of, with_slot
+from tests.integration.homes import Home
 from tests.integration.stack_servers import started
 
 Seen = Callable[[str], None]
@@ -229,25 +233,44 @@ def test_11_offset_ahead_of_the_server(own_case: Case, tmp_path: Path, seen: See
 
 
 def test_12_a_second_connector(case: Case, tmp_path: Path, seen: Seen) -> None:
-    """A connector runs; a second one is started in the same home, and one in another home."""
+    """A connector runs; a second one is started in the same home, and one in another home; then the first is killed."""
     captured(case)
-    with case.running("capture", "shop"):
-        wait_until(lambda: not any("no connector is running" in p for p in case.problems()), "it runs")
+    other_home = replace(case.home, path=tmp_path / "other")
+    with case.running("capture", "shop") as first:
+        wait_until(lambda: _streams(case.home, first), "it runs")
         same_home = case.capture()
         assert same_home.code == 1
         assert "already runs" in same_home.err
-        other_home = replace(case.home, path=tmp_path / "other")
         if case.is_postgresql:
             done = other_home.headwater("capture", "shop", "--once")
             assert done.code == 1
             assert "postgresql_slot_in_use" in done.err
-        else:
-            with other_home.started("headwater", "capture", "shop"):
-                log = other_home.path / "headwater.log"
-                wait_until(lambda: "another connector" in log.read_text(), "the second says why it waits")
         case.insert("t", 100, 120)
     case.sync()
-    seen("the second one refuses and says why; the first one goes on, equals the source")
+    with case.home.started("headwater", "capture", "shop") as first:
+        wait_until(lambda: _streams(case.home, first), "it runs")
+        first.send_signal(signal.SIGSTOP)  # or PostgreSQL would say that it lives
+        with other_home.started("headwater", "capture", "shop") as second:
+            said, why = other_home.path / "headwater.log", case.either("may be a former run", "another connector")
+            wait_until(lambda: why in said.read_text(), "the second says why it waits")
+            first.kill()
+            wait_until(lambda: _streams(other_home, second), "it takes over")
+    refused = "same home: refused at once; other home: waits"
+    if case.is_postgresql:
+        case.halts("postgresql_slot_ahead")
+        seen(
+            f"{refused}, halts with runbook postgresql_slot_in_use when it sees that the first one lives, takes over "
+            "when that is gone; the first home then halts with runbook postgresql_slot_ahead"
+        )
+    else:
+        case.sync()
+        seen(f"{refused}, takes over when the first one is gone; the first home goes on, equals the source")
+
+
+def _streams(home: Home, process: subprocess.Popen[str]) -> bool:
+    """Whether that very process says so."""
+    found = last_status(load_settings(home.environment), "shop")
+    return found is not None and (found["pid"], found["state"]) == (process.pid, "streaming")
 
 
 @pytest.mark.representative
