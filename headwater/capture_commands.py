@@ -6,9 +6,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -80,8 +81,9 @@ def status(*, as_json: bool, prometheus: bool) -> None:
     """
     from catalog.clock import ClockError
     from lake import Lake
+    from streaming.log_writer import LogError
     from streaming.open_log import has_log, open_log
-    from streaming.stream_status import prometheus_text, stream_status
+    from streaming.stream_status import prometheus_text, stream_status, without_log
 
     settings = current_settings()
     if not has_log(settings):
@@ -90,7 +92,11 @@ def status(*, as_json: bool, prometheus: bool) -> None:
         now = settings.clock().now()
     except ClockError:
         now = datetime.now(UTC).replace(tzinfo=None)
-    found = stream_status(settings, read_catalog(settings), open_log(settings), Lake(settings.lake_dir), now)
+    catalog, lake = read_catalog(settings), Lake(settings.lake_dir)
+    try:
+        found = stream_status(settings, catalog, open_log(settings), lake, now)
+    except LogError as error:
+        found = without_log(settings, catalog, error, lake, now)
     if prometheus:
         click.echo(prometheus_text(found), nl=False)
     elif as_json:
@@ -108,7 +114,7 @@ def _show(found: StreamStatus) -> None:
         show_table(
             columns,
             [
-                [s.system, s.state, " ".join(map(str, s.position.values())), s.sent_rows, s.rows_per_s, s.last_event_at,
+                [s.system, s.state, _place(s.position), s.sent_rows, s.rows_per_s, s.last_event_at,
                  s.behind_bytes, s.retained_bytes]
                 for s in found.sources
             ],
@@ -118,6 +124,8 @@ def _show(found: StreamStatus) -> None:
         click.echo()
         show_table(["source", "table", "snapshot", "snapshot rows"], tables)
         click.echo()
+    if found.log_problem:
+        return
     columns = ["topic", "table", "rows", "quarantined", "lag rows", "lag bytes", "lag s"]
     show_table(
         columns,
@@ -126,6 +134,13 @@ def _show(found: StreamStatus) -> None:
     if dead := [[d.system, table, count] for d in found.dead_letters for table, count in d.waiting.items()]:
         click.echo()
         show_table(["system", "table", "dead letters"], dead)
+
+
+def _place(position: Mapping[str, Any]) -> str:
+    """Where in the server's log: MariaDB's has files, and more to say than fits into a table."""
+    if "file" in position:
+        return f"{position['file']}:{position['pos']}"
+    return " ".join(map(str, position.values()))
 
 
 def _say(text: str, **more: str) -> None:

@@ -21,6 +21,7 @@ from streaming.capture.source import Retained
 from streaming.dead_letters import letters
 from streaming.landing_state import ConsumerState, QuarantineState, landing_state, quarantine_state, served_state
 from streaming.log import ChangeLog
+from streaming.log_writer import LogError
 
 __all__ = [
     "ConsumerState",
@@ -30,10 +31,15 @@ __all__ = [
     "prometheus_text",
     "source_state",
     "stream_status",
+    "without_log",
 ]
 
 # A connector writes its status once a second.
 _SILENT_S = 10.0
+_LOG_AWAY = (
+    "Start it (`headwater up`, if it is the local stack's), or set HEADWATER_LOG_URL to where it is. Connector and "
+    "lander wait and go on by themselves; what is not read meanwhile, the database keeps"
+)
 
 
 @dataclass(frozen=True)
@@ -74,18 +80,20 @@ class DeadLettersState:
 
 @dataclass(frozen=True)
 class StreamStatus:
-    """All of it at one instant."""
+    """All of it at one instant. With `log_problem` the log could not be asked: nothing is known of its consumers."""
 
     at: datetime
     sources: Sequence[SourceState]
     consumers: Sequence[ConsumerState]
     dead_letters: Sequence[DeadLettersState]
     quarantines: Sequence[QuarantineState]
+    log_problem: str | None = None
 
     @property
     def problems(self) -> list[str]:
         """A line for each thing that is wrong, with what to do."""
-        found = [(f"source {s.system}", s.problem, s.remedy) for s in self.sources]
+        found: list[tuple[str, str | None, str | None]] = [("change log", self.log_problem, _LOG_AWAY)]
+        found += [(f"source {s.system}", s.problem, s.remedy) for s in self.sources]
         found += [
             (f"source {s.system}, table {name}", f"not captured: {why['found']}", _remedy(why))
             for s in self.sources
@@ -117,12 +125,28 @@ def stream_status(settings: Settings, catalog: Catalog, log: ChangeLog, lake: La
 
     Raises LogError when the log cannot be asked.
     """
-    systems = dict.fromkeys(source.system for source in catalog.sources)
-    sources = [source_state(settings, system) for system in systems] if settings.shop_url else []
-    dead = [_dead_letters(log, system) for system in systems]
-    # A replay's rows stay as they are: of those the gates tell.
-    quarantines = [quarantine_state(source, lake) for source in catalog.sources] if settings.shop_url else []
-    return StreamStatus(now, sources, list(_consumers(catalog, log, lake, now)), dead, quarantines)
+    dead = [_dead_letters(log, system) for system in _systems(catalog)]
+    consumers = list(_consumers(catalog, log, lake, now))
+    return StreamStatus(now, _sources(settings, catalog), consumers, dead, _quarantines(settings, catalog, lake))
+
+
+def without_log(settings: Settings, catalog: Catalog, away: LogError, lake: Lake, now: datetime) -> StreamStatus:
+    """What can be said while the log cannot be asked: how the connectors are, and what waits in quarantine."""
+    sources, quarantines = _sources(settings, catalog), _quarantines(settings, catalog, lake)
+    return StreamStatus(now, sources, [], [], quarantines, log_problem=f"{away}")
+
+
+def _systems(catalog: Catalog) -> list[str]:
+    return list(dict.fromkeys(source.system for source in catalog.sources))
+
+
+def _sources(settings: Settings, catalog: Catalog) -> list[SourceState]:
+    return [source_state(settings, system) for system in _systems(catalog)] if settings.shop_url else []
+
+
+def _quarantines(settings: Settings, catalog: Catalog, lake: Lake) -> list[QuarantineState]:
+    """A replay's rows stay as they are: of those the gates tell."""
+    return [quarantine_state(source, lake) for source in catalog.sources] if settings.shop_url else []
 
 
 def _dead_letters(log: ChangeLog, system: str) -> DeadLettersState:
@@ -235,8 +259,9 @@ def prometheus_text(status: StreamStatus) -> str:
         for labels, value in samples:
             if value is not None:
                 shown = ",".join(f'{label}="{text}"' for label, text in labels.items())
-                lines.append(f"headwater_{name}{{{shown}}} {value}")
+                lines.append(f"headwater_{name}{f'{{{shown}}}' if shown else ''} {value}")
 
+    family("log_problem", "Whether the change log cannot be asked.", [({}, float(bool(status.log_problem)))])
     sources = [({"system": s.system}, s) for s in status.sources]
     family("capture_running", "Whether a connector runs.", [(at, float(s.running)) for at, s in sources])
     family("capture_sent_rows", "Records sent by this process.", [(at, s.sent_rows) for at, s in sources])

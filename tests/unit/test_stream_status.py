@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 
 from catalog.load import Catalog, load_catalog
 from catalog.settings import CATALOG_DIR, Settings, load_settings
+from headwater.cli import cli
 from lake import Lake
 from streaming.capture.service import status_path
 from streaming.dead_letters import Origin, dead_letter, letters, put, replay
@@ -22,6 +24,11 @@ from streaming.stream_status import StreamStatus, prometheus_text, stream_status
 
 NOW = datetime(2024, 5, 1, 12)
 MINUTE = timedelta(minutes=1)
+TOLD = {
+    "state": "streaming", "resume": {"lsn": 7}, "epoch": 1, "rows": 12, "last_event_us": 1, "tables": {},
+    "retained": {"behind_bytes": 3, "retained_bytes": 9, "limit_bytes": 10}, "problem": None,
+    "at_us": 1_700_000_000_000_000, "pid": 1,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -70,22 +77,17 @@ def test_a_source_that_never_ran_has_stopped_or_was_halted_says_what_to_do(setti
         assert (source.state, source.problem) == ("never ran", "no connector has run here")
         path = status_path(settings, "shop")
         path.parent.mkdir(exist_ok=True)
-        told = {
-            "state": "streaming", "resume": {"lsn": 7}, "epoch": 1, "rows": 12, "last_event_us": 1, "tables": {},
-            "retained": {"behind_bytes": 3, "retained_bytes": 9, "limit_bytes": 10}, "problem": None,
-            "at_us": 1_700_000_000_000_000, "pid": 1,
-        }  # fmt: skip
-        path.write_text(json.dumps(told))
+        path.write_text(json.dumps(TOLD))
         (source,) = looked_at(settings, catalog, log).sources
         assert (source.state, source.running, source.retained_bytes) == ("stopped", False, 9)
         assert source.problem is not None
         assert source.problem.startswith("no connector is running since 2023-11-14 22:13:20; the server keeps 9 bytes")
         bare = {"found": "no replica identity", "remedy": "ALTER TABLE ...", "runbook": "postgresql_replica_identity"}
-        path.write_text(json.dumps({**told, "refused": {"public.bare": bare}}))
+        path.write_text(json.dumps({**TOLD, "refused": {"public.bare": bare}}))
         status = looked_at(settings, catalog, log)
         (line,) = [line for line in status.problems if line.startswith("source shop, table public.bare: not captured")]
         assert "no replica identity. ALTER TABLE ... (docs/runbooks/postgresql_replica_identity.md)" in line
-        path.write_text(json.dumps({**told, "halted": "the slot is gone"}))
+        path.write_text(json.dumps({**TOLD, "halted": "the slot is gone"}))
         (source,) = looked_at(settings, catalog, log).sources
         assert (source.problem or "").startswith("the slot is gone; the server keeps 9 bytes")
 
@@ -113,3 +115,19 @@ def test_dead_letters_are_a_problem_until_they_were_put_through(settings, catalo
         assert 'headwater_dead_letters{system="shop",table="products"} 1' in prometheus_text(status)
         replay(letters(log, "shop"), log, writer, at)
         assert [each.waiting for each in looked_at(settings, catalog, log).dead_letters] == [{}]
+
+
+def test_with_the_log_away_the_connectors_side_is_shown(settings):
+    home = {"HEADWATER_HOME": str(settings.home), "HEADWATER_SHOP_URL": "postgresql://capture@127.0.0.1:1/shop"}
+    path = status_path(settings, "shop")
+    path.parent.mkdir()
+    path.write_text(json.dumps({**TOLD, "tables": {"public.orders": {"state": "done", "rows": 41, "cursor": None}}}))
+    settings.log_path.write_text("this is no change log")
+    done = CliRunner().invoke(cli, ["status"], env=home)
+    assert done.exit_code == 1
+    assert "public.orders  done" in done.stdout
+    assert f"change log: {settings.log_path}" in done.stderr
+    assert "set HEADWATER_LOG_URL to where it is" in done.stderr
+    assert "source shop: no connector is running since" in done.stderr
+    metrics = CliRunner().invoke(cli, ["status", "--prometheus"], env=home).stdout
+    assert "headwater_log_problem 1.0" in metrics
