@@ -9,15 +9,16 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from headwater.errors import FAILED, OK, NotThereYet
+from headwater.errors import FAILED, OK, NotThereYet, exit_code
 from headwater.output import say, show_json, show_table
 from headwater.session import current_settings, make_home, read_catalog
 
 if TYPE_CHECKING:
+    from catalog.settings import Settings
     from streaming.stream_status import StreamStatus
 
 __all__ = ["capture", "status"]
@@ -41,9 +42,12 @@ def capture(system: str, *, once: bool, resnapshot: tuple[str, ...], from_scratc
       headwater capture shop --once
       headwater capture shop --resnapshot orders
     """
+    from streaming.capture.credentials import AddressError
     from streaming.capture.engine import Options
-    from streaming.capture.service import AlreadyRunning, ask_to_resnapshot
+    from streaming.capture.errors import CaptureError
+    from streaming.capture.service import AlreadyRunning, UndeclaredTable
     from streaming.capture.service import capture as run
+    from streaming.log_writer import LogError
 
     settings, stop = make_home(current_settings()), threading.Event()
 
@@ -55,14 +59,41 @@ def capture(system: str, *, once: bool, resnapshot: tuple[str, ...], from_scratc
     options = Options(from_scratch=from_scratch, accept_identity=accept_identity, resnapshot=resnapshot)
     try:
         _say("capture begins", system=system)
-        refused = run(settings, system, options, stop, _say, once=once)
-        _say("capture has stopped; everything up to here is in the log", system=system)
-        raise SystemExit(FAILED if refused else OK)
+        done = run(settings, system, options, stop, _say, once=once)
+    except UndeclaredTable as error:
+        raise click.BadParameter(str(error), param_hint="--resnapshot") from None
     except AlreadyRunning as error:
         if not resnapshot or once or from_scratch or accept_identity:
-            raise
-        ask_to_resnapshot(settings, system, resnapshot)
-        click.echo(f"{error}. It was asked to read {', '.join(resnapshot)} again", err=True)
+            _refuse(system, error)
+        _ask_again(settings, system, resnapshot)
+        _say(f"{error}. It was asked to read {', '.join(resnapshot)} again", system=system)
+        return
+    except (CaptureError, LogError, AddressError) as error:
+        _refuse(system, error)
+    where = "everything up to here is in the log" if done.connected else "it had not reached the database or the log"
+    _say(f"capture has stopped; {where}", system=system)
+    raise SystemExit(FAILED if done.refused else OK)
+
+
+def _ask_again(settings: Settings, system: str, tables: tuple[str, ...]) -> None:
+    from streaming.capture.service import UndeclaredTable, ask_to_resnapshot
+
+    try:
+        ask_to_resnapshot(settings, system, tables)
+    except UndeclaredTable as error:
+        raise click.BadParameter(str(error), param_hint="--resnapshot") from None
+
+
+def _refuse(system: str, error: Exception) -> NoReturn:
+    """The last line: what is wrong, what to do, and the page about it, as far as these are known."""
+    from streaming.capture.errors import Halt
+
+    what = {"problem": str(error)}
+    if isinstance(error, Halt):
+        page = f"docs/runbooks/{error.runbook}.md"
+        what = {"problem": error.found, "remedy": error.remedy, "runbook": page}
+    _say("capture has halted", system=system, **what)
+    raise SystemExit(exit_code(type(error)))
 
 
 @click.command()

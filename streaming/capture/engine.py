@@ -89,6 +89,7 @@ class Capture:
         self._source, self._open_writer, self._options = source, open_writer, options
         self._topic, self._database, self._say, self._publish = topic, database, say, publish
         self.from_scratch = options.from_scratch
+        self.connected = False
         # By topic and key, the size of the smallest record that the broker has refused after it was queued.
         self.refused: dict[tuple[str, bytes | None], int] = {}
         self._requests: list[str] = list(options.resnapshot)
@@ -137,6 +138,7 @@ class _Attempt:
         writer = capture._open_writer()
         try:
             sink, snapshotter = self._start(capture, writer)
+            capture.connected = True
             try:
                 self._loop(capture, sink, snapshotter, stop, once=once)
             finally:
@@ -296,6 +298,8 @@ def _last_epoch(system: str, writer: LogWriter) -> int:
 
 
 def _differences(known: Mapping[str, str], found: Mapping[str, str]) -> str:
+    if known.keys() != found.keys():
+        return "its kind of database is another one"
     return "; ".join(f"{name} was {known.get(name)}, is {now}" for name, now in found.items() if known.get(name) != now)
 
 

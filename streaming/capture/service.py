@@ -5,7 +5,8 @@ about once a second; requests to a running connector lie beside it. A table that
 within a second or two.
 
 Errors: CaptureError (see errors.py)
-          └─ AlreadyRunning   another process captures this system from here
+          ├─ AlreadyRunning   another process captures this system from here
+          └─ UndeclaredTable  a table that is to be read again is none of the declared ones
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from streaming.open_log import open_writer
 
 __all__ = [
     "AlreadyRunning",
+    "Outcome",
+    "UndeclaredTable",
     "ask_retained",
     "ask_to_resnapshot",
     "capture",
@@ -62,6 +65,18 @@ class AlreadyRunning(CaptureError):
     """Another process captures this system from here."""
 
 
+class UndeclaredTable(CaptureError):
+    """A table that is to be read again is none of the declared ones."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`connected`: whether there was a stream at all; `refused`: declared tables that could not be captured."""
+
+    connected: bool
+    refused: tuple[str, ...]
+
+
 def relations(catalog: Catalog, system: str, schema: str) -> dict[str, str]:
     """The topic of each declared table of the system, by its name in the database: schema.table."""
     return {
@@ -73,18 +88,19 @@ def relations(catalog: Catalog, system: str, schema: str) -> dict[str, str]:
 
 def capture(
     settings: Settings, system: str, options: Options, stop: threading.Event, say: Say, *, once: bool
-) -> tuple[str, ...]:
-    """Capture until `stop` is set or, with `once`, up to what there was at the beginning. Returns the refused tables.
+) -> Outcome:
+    """Capture until `stop` is set or, with `once`, up to what there was at the beginning.
 
-    Raises AlreadyRunning, Halt, PermanentLogError, AddressError.
+    Raises AlreadyRunning, UndeclaredTable, Halt, PermanentLogError, AddressError.
     """
     address = _address(settings)
-    refused: tuple[str, ...] = ()
+    outcome = Outcome(False, ())
     with _alone(settings, system):
         while not stop.is_set():
             tables = relations(load_catalog(settings.catalog), system, _schema(address))
             if not tables:
                 raise CaptureError(f"no table of system {system!r} is declared in {settings.catalog / 'sources'}")
+            _expect_declared(tables, options.resnapshot)
             watch = _Watch(settings, system, stop)
             source = _source(address, system, tuple(tables), say)
             running = Capture(
@@ -102,12 +118,12 @@ def capture(
             except (Halt, PermanentLogError) as error:
                 watch.halted(str(error))
                 raise
-            refused = tuple(source.refused)
+            outcome = Outcome(outcome.connected or running.connected, tuple(source.refused))
             if once or stop.is_set():
                 break
             say("the declared tables have changed: capturing goes on with the new ones")
             options = replace(options, from_scratch=False, accept_identity=False, resnapshot=())
-    return refused
+    return outcome
 
 
 def is_running(settings: Settings, system: str) -> bool:
@@ -120,11 +136,19 @@ def is_running(settings: Settings, system: str) -> bool:
 
 
 def ask_to_resnapshot(settings: Settings, system: str, tables: tuple[str, ...]) -> None:
-    """Leave a request for the running connector."""
+    """Leave a request for the running connector. Raises UndeclaredTable."""
+    _expect_declared(relations(load_catalog(settings.catalog), system, _schema(_address(settings))), tables)
     path = _requests(settings, system)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(tables))
     draft.replace(path)
+
+
+def _expect_declared(declared: Iterable[str], asked: Iterable[str]) -> None:
+    """By its whole name, or without the schema."""
+    names = list(declared)
+    if unknown := [name for name in asked if not any(name in (known, known.split(".")[-1]) for known in names)]:
+        raise UndeclaredTable(f"found {', '.join(unknown)}, captured are {', '.join(names)}")
 
 
 def status_path(settings: Settings, system: str) -> Path:
@@ -181,7 +205,8 @@ class _Watch:
     def publish(self, status: Status) -> None:
         path = status_path(self._settings, self._system)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.write_text(json.dumps({**asdict(status), "pid": os.getpid(), "rows_per_s": self._rate(status)}))
+        said = {**asdict(status), **({} if status.resume else _known(path))}
+        draft.write_text(json.dumps({**said, "pid": os.getpid(), "rows_per_s": self._rate(status)}))
         draft.replace(path)
         requests = _requests(self._settings, self._system)
         if self.capture is not None and requests.exists():
@@ -191,6 +216,13 @@ class _Watch:
                 self.capture.resnapshot(table)
         if _declarations(self._settings) != self._declared:
             self.stop.set()
+
+
+def _known(path: Path) -> Mapping[str, Any]:
+    """What was known before of what an attempt that did not get as far as to stream cannot say."""
+    last = json.loads(path.read_text()) if path.exists() else {}
+    names = ("position", "resume", "epoch", "last_event_us", "tables", "retained")
+    return {name: last[name] for name in names if last.get(name)}
 
 
 class _Either(threading.Event):

@@ -134,6 +134,8 @@ class Server:
         text = self.address.hide(" ".join(str(error).split()))
         found = f"{self.address}: cannot {doing}: {text}"
         code = error.sqlstate or next((code for part, code in _HALTS_BY_TEXT if part in text), "")
+        if "invalid connection option" in text or "invalid sslmode" in text:
+            return Halt(found, "Correct the options in HEADWATER_SHOP_URL: they are libpq's", "postgresql_login")
         if any(part in text for part in _TLS_TEXTS):
             return Halt(
                 found, "Set sslmode and sslrootcert in HEADWATER_SHOP_URL as the server needs them", "postgresql_login"

@@ -126,7 +126,7 @@ def test_with_the_log_away_the_connectors_side_is_shown(settings):
     done = CliRunner().invoke(cli, ["status"], env=home)
     assert done.exit_code == 1
     assert "public.orders  done" in done.stdout
-    assert f"change log: {settings.log_path}" in done.stderr
+    assert f"change log {settings.log_path}" in done.stderr
     assert "set HEADWATER_LOG_URL to where it is" in done.stderr
     assert "source shop: no connector is running since" in done.stderr
     metrics = CliRunner().invoke(cli, ["status", "--prometheus"], env=home).stdout
