@@ -25,9 +25,9 @@ CATALOG = Path(__file__).resolve().parents[2] / "catalog"
 
 
 def run(lines: pa.Table, sources: Sequence[Source], home: Path) -> None:
-    """A replay in slices of 600 lines, then each table in batches of 300 changes."""
+    """A replay in slices of 400 lines, then each table in batches of 300 changes."""
     with SqliteLog(home / "log.db") as log:
-        replay(lines, log, home / "replay.json", slice_lines=600)
+        replay(lines, log, home / "replay.json", slice_lines=400)
         for source in sources:
             land(source, log, Lake(home / "lake"), 300)
 
