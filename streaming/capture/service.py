@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog import keys
-from catalog.load import Catalog, load_catalog
+from catalog.load import Catalog, CatalogError, load_catalog
 from catalog.settings import Settings
 from streaming.capture.credentials import Address, parse_address
 from streaming.capture.engine import Capture, Options, Status
@@ -95,13 +95,12 @@ def capture(
     """
     address = _address(settings)
     outcome = Outcome(False, ())
+    tables: dict[str, str] = {}
     with _alone(settings, system):
         while not stop.is_set():
-            tables = relations(load_catalog(settings.catalog), system, _schema(address))
-            if not tables:
-                raise CaptureError(f"no table of system {system!r} is declared in {settings.catalog / 'sources'}")
-            _expect_declared(tables, options.resnapshot)
             watch = _Watch(settings, system, stop)
+            tables = _declared(settings, system, _schema(address), tables, say)
+            _expect_declared(tables, options.resnapshot)
             source = _source(address, system, tuple(tables), say)
             running = Capture(
                 source,
@@ -121,9 +120,23 @@ def capture(
             outcome = Outcome(outcome.connected or running.connected, tuple(source.refused))
             if once or stop.is_set():
                 break
-            say("the declared tables have changed: capturing goes on with the new ones")
+            say("the declarations have changed: they are read again")
             options = replace(options, from_scratch=False, accept_identity=False, resnapshot=())
     return outcome
+
+
+def _declared(settings: Settings, system: str, schema: str, before: dict[str, str], say: Say) -> dict[str, str]:
+    """The declared tables; those of before while somebody is still writing a file. Raises CatalogError at first."""
+    try:
+        tables = relations(load_catalog(settings.catalog), system, schema)
+    except CatalogError as error:
+        if not before:
+            raise
+        say(f"capturing goes on with the tables of before: {error}")
+        return before
+    if not tables:
+        raise CaptureError(f"no table of system {system!r} is declared in {settings.catalog / 'sources'}")
+    return tables
 
 
 def is_running(settings: Settings, system: str) -> bool:

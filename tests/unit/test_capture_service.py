@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from catalog.settings import Settings, load_settings
+from catalog.settings import CATALOG_DIR, Settings, load_settings
 from headwater.cli import cli
 from streaming.capture.engine import Options
 from streaming.capture.service import capture, last_status, status_path
@@ -49,6 +50,21 @@ def test_what_was_known_is_kept_while_the_database_is_away(settings: Settings) -
     assert {name: said[name] for name in ("position", "resume", "epoch", "tables")} == {
         name: TOLD[name] for name in ("position", "resume", "epoch", "tables")
     }
+
+
+def test_a_declaration_that_is_half_written_stops_nothing(home: dict[str, str], tmp_path: Path) -> None:
+    shutil.copytree(CATALOG_DIR / "sources", tmp_path / "catalog" / "sources")
+    settings, stop = load_settings({**home, "HEADWATER_CATALOG": str(tmp_path / "catalog")}), threading.Event()
+    heard: list[str] = []
+
+    def say(text: str) -> None:
+        heard.append(text)
+        (settings.catalog / "sources" / "parcels.yaml").write_text("system: shop\ntable: ")
+        if "the tables of before" in text:
+            stop.set()
+
+    capture(settings, "shop", Options(), stop, say, once=False)
+    assert "parcels.yaml" in heard[-1]
 
 
 def test_a_table_that_is_not_captured_is_not_read_again(home: dict[str, str]) -> None:
