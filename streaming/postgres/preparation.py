@@ -22,7 +22,7 @@ from streaming.postgres.pgoutput import lsn_text
 from streaming.postgres.retained import end_of_log, measured
 from streaming.postgres.setup import Slot
 from streaming.postgres.stream import ServerIdentity, Stream
-from streaming.postgres.watch import Due, Marks, to_read_anew
+from streaming.postgres.watch import Due, Marks, remembering, to_read_anew
 
 __all__ = ["CLOCK", "Look", "Preparation", "Prepared"]
 
@@ -208,6 +208,8 @@ class Preparation:
             if checkpoint is None or one.name not in checkpoint.tables:
                 continue
             mark = known.get(one.name)
+            if mark is not None:
+                marks[one.name] = remembering(mark, one.mark)
             anew = to_read_anew(mark, one, end_of_log(self.query))
             if anew is None:
                 continue

@@ -21,7 +21,7 @@ from streaming.capture.tables import TableSchema
 from streaming.postgres.catalog import Description, Mark
 from streaming.postgres.checks import without_identity
 
-__all__ = ["Due", "Marks", "Watch", "to_read_anew"]
+__all__ = ["Due", "Marks", "Watch", "remembering", "to_read_anew"]
 
 Marks = dict[str, Mark]
 """By table name."""
@@ -44,6 +44,11 @@ def to_read_anew(known: Mark | None, found: Description, position: int) -> tuple
     assert known is not None
     why = _values_changed(known, found)
     return None if why is None else (f"{why}: it is read anew", Due(position, found.mark, emptied=False))
+
+
+def remembering(known: Mark, found: Mark) -> Mark:
+    """The table as it was found, and the columns that it had before: the log still has values under their names."""
+    return {**found, "columns": {**known["columns"], **found["columns"]}}
 
 
 def _rows_came_or_went(known: Mark | None, found: Description) -> str | None:
@@ -132,7 +137,7 @@ class Watch:
             elif name not in self.marks or self.marks[name]["oid"] != one.oid:
                 if name not in self._due:
                     raise Retryable(f"{name} is another table than before: it is read anew")
-            elif self.marks[name] != one.mark:
+            elif self.marks[name] != remembering(self.marks[name], one.mark):
                 self._differs(name, one, position)
         self._warn(found.values())
 
@@ -154,7 +159,7 @@ class Watch:
     def _differs(self, name: str, one: Description, position: int) -> None:
         anew = to_read_anew(self.marks[name], one, position)
         if anew is None:
-            self.marks[name] = one.mark
+            self.marks[name] = remembering(self.marks[name], one.mark)
             self._keep()
         elif name not in self._due or self._due[name].mark != one.mark:
             why, self._due[name] = anew

@@ -169,6 +169,22 @@ def _days(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"id": row["id"], "day": row["day"]} for row in rows]
 
 
+def test_a_column_that_comes_back_long_after_it_was_dropped(db: Database) -> None:
+    _make(db, "t")
+    _make(db, "u")
+    with capturing(db, "t", "u") as connector:
+        connector.caught_up()
+        db("ALTER TABLE t DROP COLUMN v; ALTER TABLE t ADD COLUMN w int")
+
+        def noticed() -> bool:
+            db("UPDATE u SET v = v || 'x' WHERE id = 1")  # what was noticed goes into the next checkpoint
+            return bool(connector.caught_up().saved["resume"]["tables"]["public.t"]["last_number"] == 3)
+
+        wait_until(noticed, "a look that finds the table without the column")
+        db("ALTER TABLE t ADD COLUMN v text")
+        _comes_to(connector, db, "t", "u")
+
+
 def test_a_table_that_is_gone_leaves_the_others(db: Database) -> None:
     _make(db, "t")
     _make(db, "u")
