@@ -27,7 +27,10 @@ from memory_writer import Log, MemoryWriter, changes, fold, places
 from stack_servers import started
 
 from headwater.stack.server import Server, kill, restart
+from streaming.capture.checkpoint import Checkpoint
 from streaming.capture.errors import Halt, Retryable
+from streaming.mysql.positions import Resume
+from streaming.mysql.retained import ask_retained
 from streaming.mysql.source import MysqlSource
 
 ORDERS = "CREATE TABLE orders (id int PRIMARY KEY, v varchar(20), n int DEFAULT 0)"
@@ -234,6 +237,21 @@ def test_the_others_go_on_without_a_table_that_is_unfit_until_it_is_mended(serve
         wait_for("later", lambda: fold(log, topic("shop.later")) or None, PATIENCE_S, 0.05)
         wait_for("notes", lambda: list(changes(log, topic("shop.notes"))) or None, PATIENCE_S, 0.05)
         wait_for("orders", lambda: ids(log) == [1, 2] or None, PATIENCE_S, 0.05)
+
+
+def test_what_is_kept_for_a_connector_that_is_away_is_asked_of_the_server(server: Server, shop: Shop) -> None:
+    log: Log = {}
+    capture_once(server, log, "orders")
+    saved = Checkpoint.load("shop", MemoryWriter(log))
+    assert saved is not None
+    place = Resume.read(saved.resume)
+    before = ask_retained(address(server), place, 2)
+    shop.run("INSERT INTO orders (id, v) VALUES (2, REPEAT('x', 20))")
+    after = ask_retained(address(server), place, 2)
+    assert before is not None
+    assert after is not None
+    assert after.retained_bytes > before.retained_bytes
+    assert ask_retained(address(server, "nobody", "wrong"), place, 2) is None
 
 
 def test_the_how_tos_statements_suffice(server: Server, shop: Shop) -> None:

@@ -121,13 +121,16 @@ def test_with_the_log_away_the_connectors_side_is_shown(settings):
     home = {"HEADWATER_HOME": str(settings.home), "HEADWATER_SHOP_URL": "postgresql://capture@127.0.0.1:1/shop"}
     path = status_path(settings, "shop")
     path.parent.mkdir()
-    path.write_text(json.dumps({**TOLD, "tables": {"public.orders": {"state": "done", "rows": 41, "cursor": None}}}))
+    done = {"public.orders": {"state": "done", "rows": 41, "cursor": None}}
+    place = {"file": "binlog.000003", "pos": 41, "gtid": "0-1-7", "server": "server 1 on db:3306"}
+    path.write_text(json.dumps({**TOLD, "tables": done, "resume": place}))
     settings.log_path.write_text("this is no change log")
-    done = CliRunner().invoke(cli, ["status"], env=home)
-    assert done.exit_code == 1
-    assert "public.orders  done" in done.stdout
-    assert f"change log {settings.log_path}" in done.stderr
-    assert "set HEADWATER_LOG_URL to where it is" in done.stderr
-    assert "source shop: no connector is running since" in done.stderr
+    shown = CliRunner().invoke(cli, ["status"], env=home)
+    assert shown.exit_code == 1
+    assert "public.orders  done" in shown.stdout
+    assert "  binlog.000003:41  " in shown.stdout
+    assert f"change log {settings.log_path}" in shown.stderr
+    assert "set HEADWATER_LOG_URL to where it is" in shown.stderr
+    assert "source shop: no connector is running since" in shown.stderr
     metrics = CliRunner().invoke(cli, ["status", "--prometheus"], env=home).stdout
     assert "headwater_log_problem 1.0" in metrics
