@@ -269,7 +269,7 @@ def refusal(contract: Contract, log: ChangeLog, lake: Lake) -> LandingError | No
     sources = log.partitions(contract.topic)
     if (differences := _differences(contract, lake)) and _has_landed(contract.table, sources, lake):
         return ChangedColumnsError(contract.table, differences)
-    if not sources and lake.rows(contract.table):
+    if not sources and (lake.rows(contract.table) or lake.rows(contract.quarantine)):
         return LostLogError(f"{contract.table.dotted} was landed from {contract.topic}, but the log has no such topic")
     table = lake.table(contract.table)
     for source, end in log.ends(sources).items():

@@ -21,10 +21,10 @@ from catalog.keys import Key
 from catalog.spec import Source
 from lake.tables import Lake, LakeError
 from streaming.landing import GROUP, LandingReport, contract_of, land
-from streaming.landing_batches import LandingError, PartitionLanding, SchemaChange, Step, make_tables
+from streaming.landing_batches import LandingError, PartitionLanding, SchemaChange, Step, make_tables, refusal
 from streaming.landing_schemas import Schemas, land_schemas
 from streaming.log import ChangeLog, LogError, Membership, TopicPartition
-from streaming.log_writer import RetryableLogError
+from streaming.log_writer import RetryableLogError, UnknownTopicError
 
 __all__ = ["Lander", "Options", "Say", "land_once"]
 
@@ -149,13 +149,30 @@ class Lander:
     def _round(self, membership: Membership, stop: threading.Event) -> bool:
         """Land a batch of each partition that is due. Returns whether any is still behind."""
         behind = False
-        for partition, end in self._log.ends(membership.partitions).items():
+        for partition, end in self._ends(membership.partitions).items():
             source = self._by_topic[partition.topic]
             if stop.is_set() or contract_of(source).table in self.refused:
                 continue
             with self._refusing(source):
                 behind |= self._land(partition, source, end, membership)
         return behind
+
+    def _ends(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """Of the tables that are not refused. A topic that is gone is its own table's matter."""
+        by_topic: dict[str, list[TopicPartition]] = {}
+        for partition in partitions:
+            if contract_of(self._by_topic[partition.topic]).table not in self.refused:
+                by_topic.setdefault(partition.topic, []).append(partition)
+        try:
+            return self._log.ends([each for those in by_topic.values() for each in those])
+        except UnknownTopicError:
+            ends: dict[TopicPartition, int] = {}
+            for topic, those in by_topic.items():
+                with self._refusing(source := self._by_topic[topic]):
+                    if lost := refusal(contract_of(source), self._log, self._lake):
+                        raise lost from None
+                    ends |= self._log.ends(those)
+            return ends
 
     def _land(self, partition: TopicPartition, source: Source, end: int, membership: Membership) -> bool:
         landing = self._landings.get(partition)

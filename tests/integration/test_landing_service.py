@@ -135,6 +135,28 @@ def test_two_share_a_topic_and_one_is_killed(broker: Server, system: str, catalo
     assert_each_once(home, table, shop.sent)
 
 
+def test_a_topic_that_is_deleted_ends_the_landing_of_its_table_only(
+    broker: Server, system: str, catalog: Path, tmp_path: Path
+) -> None:
+    declared = (catalog / "sources" / "things.yaml").read_text()
+    (catalog / "sources" / "more.yaml").write_text(declared.replace("table: things", "table: more"))
+    home, address, lost = tmp_path / "home", parse_log_url(broker.url), cdc_topic(system, "more")
+    with closing(KafkaWriter(address, TopicShape(partitions=1))) as writer, KafkaLog(address) as log:
+        shop = Shop(system, writer)
+        writer.ensure([lost])
+        writer.send(lost, b"{}", b"{}", US)
+        shop.changes(10)
+        with lander(home, catalog, broker.url) as (process, said):
+            assert {said("landed")["table"], said("landed")["table"]} == {f"raw.{system}.things", f"raw.{system}.more"}
+            log._client._connections.delete_topics([lost])
+            assert said("refused")["runbook"] == "landing_lost_log"
+            shop.changes(10)
+            assert said("landed")["table"] == f"raw.{system}.things"
+            process.send_signal(signal.SIGTERM)
+            assert said("landing has stopped")["refused"] == [f"raw.{system}.more"]
+    assert_each_once(home, raw(system, "things"), shop.sent)
+
+
 def test_one_goes_on_until_it_is_told_to_stop(system: str, catalog: Path, tmp_path: Path) -> None:
     """On the embedded log, in this process; another lands once beside it."""
     stop, said, lake = threading.Event(), [], Lake(tmp_path / "lake")
