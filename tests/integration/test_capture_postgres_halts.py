@@ -270,7 +270,7 @@ def test_what_is_kept_for_a_connector_that_is_away_is_asked_of_the_server(db: Da
     _reset(db, "-1")
     state = source_state(settings, db.name)
     assert (state.bounded, state.limit_bytes) == (False, None)
-    assert "max_slot_wal_keep_size" in "".join(StreamStatus(datetime.now(), [state], [], []).warnings)
+    assert "max_slot_wal_keep_size" in "".join(StreamStatus(datetime.now(), [state], [], [], []).warnings)
     _reset(db, "16MB")
     for _ in range(2):
         _churn(db, 16)
