@@ -50,7 +50,10 @@ def _halts(connector: Connector, runbook: str) -> Halt:
 
 def _captured(db: Database, *tables: str) -> Connector:
     """A connector that ran and was stopped; its log is what the next one goes on with."""
-    return Connector(db, tables or ("t",)).start().caught_up().stop()
+    stopped = Connector(db, tables or ("t",)).start().caught_up().stop()
+    active = f"SELECT active FROM pg_replication_slots WHERE slot_name = 'headwater_{db.name}'"
+    wait_until(lambda: db(active) == [(False,)], "the walsender has noticed that its client left")
+    return stopped
 
 
 def _goes_on(db: Database, before: Connector, options: Options = QUICK) -> None:
@@ -199,8 +202,6 @@ def test_a_slot_that_was_dropped(db: Database) -> None:
 def test_a_slot_that_somebody_else_read(db: Database) -> None:
     before = _captured(db)
     db("INSERT INTO t VALUES (3, 'c')")
-    read = f"SELECT active FROM pg_replication_slots WHERE slot_name = 'headwater_{db.name}'"
-    wait_until(lambda: db(read) == [(False,)], "the walsender has noticed that its client left")
     db(f"SELECT pg_replication_slot_advance('headwater_{db.name}', pg_current_wal_lsn())")
     _halts(Connector(db, ["t"], before.log), "postgresql_slot_ahead")
     _goes_on(db, before, _SCRATCH)
