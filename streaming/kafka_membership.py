@@ -85,9 +85,9 @@ class KafkaMembership:
         the member sends no heartbeat any more, has nothing of the group's, and does not know it. So none is left to
         itself, and one that was cut off is asked for again.
         """
-        until = time.monotonic() + _JOINING_S
         try:
             self._consumer.poll(timeout_ms=int(wait_s * 1000))
+            until = time.monotonic() + _JOINING_S
             while self._consumer.group_metadata().state is MemberState.REBALANCING and time.monotonic() < until:
                 self._consumer._coordinator.request_rejoin()
                 self._consumer.poll(timeout_ms=_JOINING_STEP_MS)

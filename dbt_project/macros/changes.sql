@@ -8,6 +8,16 @@
 ({{ alias }}.source_epoch, {{ alias }}.source_position, {{ alias }}.source_order, {{ alias }}.log_offset)
 {%- endmacro %}
 
+{#- The changes of rows that came after the table was last emptied, as `change`. -#}
+{% macro from_rows_since_emptied(relation) -%}
+from {{ relation }} as change
+  left join (
+    select log_partition as emptied_partition, max({{ place('emptied') }}) as emptied_place
+    from {{ relation }} as emptied where change_op = 't' group by log_partition
+  ) as emptying on change.log_partition = emptying.emptied_partition
+  where change_op <> 't' and (emptied_place is null or {{ place('change') }} > emptied_place)
+{%- endmacro %}
+
 {% macro current_rows(relation, keys) -%}
 select * from (
   select change.*,
@@ -15,12 +25,7 @@ select * from (
       partition by {{ keys | join(', ') }}
       order by source_epoch desc, source_position desc, source_order desc, log_partition desc, log_offset desc
     ) as recency
-  from {{ relation }} as change
-  left join (
-    select log_partition as emptied_partition, max({{ place('emptied') }}) as emptied_place
-    from {{ relation }} as emptied where change_op = 't' group by log_partition
-  ) as emptying on change.log_partition = emptying.emptied_partition
-  where change_op <> 't' and (emptied_place is null or {{ place('change') }} > emptied_place)
+  {{ from_rows_since_emptied(relation) }}
 ) as ranked
 where recency = 1 and change_op <> 'd'
 {%- endmacro %}
@@ -30,12 +35,7 @@ where recency = 1 and change_op <> 'd'
 {% macro current_copies(relation, columns) -%}
 select {{ columns | join(', ') }} from (
   select {{ columns | join(', ') }}, cast(sum(case change_op when 'd' then -1 else 1 end) as bigint) as copies
-  from {{ relation }} as change
-  left join (
-    select log_partition as emptied_partition, max({{ place('emptied') }}) as emptied_place
-    from {{ relation }} as emptied where change_op = 't' group by log_partition
-  ) as emptying on change.log_partition = emptying.emptied_partition
-  where change_op <> 't' and (emptied_place is null or {{ place('change') }} > emptied_place)
+  {{ from_rows_since_emptied(relation) }}
   group by {{ columns | join(', ') }}
 ) as counted, unnest(range(copies))
 {%- endmacro %}

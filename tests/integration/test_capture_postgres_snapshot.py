@@ -132,6 +132,7 @@ def test_keys_of_any_type_and_collation_are_read_once_each(db: Database, column:
 def test_each_chunk_costs_its_rows_and_not_the_table(db: Database) -> None:
     db("CREATE TABLE t (k text, n int, PRIMARY KEY (k, n))")
     db("INSERT INTO t SELECT 'k' || i, i FROM generate_series(1, 5000) i; ANALYZE t")
+    db("SELECT pg_stat_force_next_flush()")  # building the key's index was a scan, too, and is else told of later
     counts = "SELECT seq_scan, coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relname = 't'"
     ((scans, fetched),) = db(counts)
     with capturing(db, "t", options=replace(QUICK, chunk_rows=500)) as connector:
