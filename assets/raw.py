@@ -119,7 +119,7 @@ def _raw_asset(source: Source) -> dg.AssetsDefinition:
     )
     def raw(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult[Any]:
         from streaming.landing import land, landed_version
-        from streaming.stream_status import landing_state
+        from streaming.landing_state import landing_state
 
         watch = Stopwatch()
         report = land(source, platform.log, platform.lake, platform.settings.landing_batch_rows)

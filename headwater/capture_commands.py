@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-import threading
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from headwater.errors import FAILED, OK, NotThereYet, exit_code
 from headwater.output import say, show_json, show_table
+from headwater.service import log_line, stopped_by_signals
 from headwater.session import current_settings, make_home, read_catalog
 
 if TYPE_CHECKING:
@@ -49,29 +45,23 @@ def capture(system: str, *, once: bool, resnapshot: tuple[str, ...], from_scratc
     from streaming.capture.service import capture as run
     from streaming.log_writer import LogError
 
-    settings, stop = make_home(current_settings()), threading.Event()
-
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask_to_stop)
+    settings, stop = make_home(current_settings()), stopped_by_signals()
     options = Options(from_scratch=from_scratch, accept_identity=accept_identity, resnapshot=resnapshot)
     try:
-        _say("capture begins", system=system)
-        done = run(settings, system, options, stop, _say, once=once)
+        log_line("capture begins", system=system)
+        done = run(settings, system, options, stop, log_line, once=once)
     except UndeclaredTable as error:
         raise click.BadParameter(str(error), param_hint="--resnapshot") from None
     except AlreadyRunning as error:
         if not resnapshot or once or from_scratch or accept_identity:
             _refuse(system, error)
         _ask_again(settings, system, resnapshot)
-        _say(f"{error}. It was asked to read {', '.join(resnapshot)} again", system=system)
+        log_line(f"{error}. It was asked to read {', '.join(resnapshot)} again", system=system)
         return
     except (CaptureError, LogError, AddressError) as error:
         _refuse(system, error)
     where = "everything up to here is in the log" if done.connected else "it had not reached the database or the log"
-    _say(f"capture has stopped; {where}", system=system)
+    log_line(f"capture has stopped; {where}", system=system)
     raise SystemExit(FAILED if done.refused else OK)
 
 
@@ -92,7 +82,7 @@ def _refuse(system: str, error: Exception) -> NoReturn:
     if isinstance(error, Halt):
         page = f"docs/runbooks/{error.runbook}.md"
         what = {"problem": error.found, "remedy": error.remedy, "runbook": page}
-    _say("capture has halted", system=system, **what)
+    log_line("capture has halted", system=system, **what)
     raise SystemExit(exit_code(type(error)))
 
 
@@ -172,12 +162,3 @@ def _place(position: Mapping[str, Any]) -> str:
     if "file" in position:
         return f"{position['file']}:{position['pos']}"
     return " ".join(map(str, position.values()))
-
-
-def _say(text: str, **more: str) -> None:
-    """One line of JSON for whoever collects logs."""
-    import orjson
-
-    at = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
-    sys.stderr.buffer.write(orjson.dumps({"at": at, "event": text, **more}) + b"\n")
-    sys.stderr.flush()

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from headwater.errors import FAILED, OK
+from headwater.service import log_line, stopped_by_signals
 from headwater.session import current_settings, make_home, read_catalog
 
 if TYPE_CHECKING:
     from catalog.settings import Settings
     from catalog.spec import Source
+    from lake.tables import Lake
+    from streaming.log import ChangeLog
 
 __all__ = ["land"]
 
@@ -34,7 +31,14 @@ __all__ = ["land"]
     metavar="SECONDS",
     help="How often a table is written to while little changes.",
 )
-def land(*, once: bool, every_s: float) -> None:
+@click.option(
+    "--accept-log",
+    "accepted",
+    multiple=True,
+    metavar="TABLE",
+    help="Go on in the topic as it is, though it was made anew since TABLE was landed: for one that was brought back.",
+)
+def land(*, once: bool, every_s: float, accepted: tuple[str, ...]) -> None:
     """Land the change log in the lake's raw tables, until stopped.
 
     Several may run at once: they share the log's partitions. SIGTERM stops cleanly; after any other end it goes on
@@ -49,26 +53,33 @@ def land(*, once: bool, every_s: float) -> None:
     from streaming.landing_service import Lander, Options, land_once
     from streaming.open_log import open_log
 
-    settings, stop = make_home(current_settings()), threading.Event()
-
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask_to_stop)
+    settings, stop = make_home(current_settings()), stopped_by_signals()
     log, lake = open_log(settings), Lake(settings.lake_dir, settings.lake_version_days)
     options = Options(settings.landing_batch_rows, every_s)
-    _say("landing begins", log=_shown(settings))
+    log_line("landing begins", log=_shown(settings))
     try:
+        _accept(accepted, read_catalog(settings).sources, log, lake)
         if once:
-            found = land_once(read_catalog(settings).sources, log, lake, options, _say)
+            found = land_once(read_catalog(settings).sources, log, lake, options, log_line)
             refused = [key for key, outcome in found.items() if isinstance(outcome, str)]
         else:
-            refused = list(Lander(_declared(settings), log, lake, options, _say).run(stop))
+            refused = list(Lander(_declared(settings), log, lake, options, log_line).run(stop))
     finally:
         log.close()
-    _say("landing has stopped", refused=[key.dotted for key in refused])
+    log_line("landing has stopped", refused=[key.dotted for key in refused])
     raise SystemExit(FAILED if refused else OK)
+
+
+def _accept(tables: Sequence[str], sources: Sequence[Source], log: ChangeLog, lake: Lake) -> None:
+    from streaming.landing import contract_of
+    from streaming.landing_batches import accept_log
+
+    if unknown := sorted(set(tables) - {source.table for source in sources}):
+        declared = ", ".join(sorted(source.table for source in sources))
+        raise click.BadParameter(f"found {', '.join(unknown)}; declared are {declared}", param_hint="--accept-log")
+    for contract in (contract_of(source) for source in sources if source.table in tables):
+        accept_log(contract, log, lake)
+        log_line("log accepted", table=contract.table.dotted)
 
 
 def _shown(settings: Settings) -> str:
@@ -89,12 +100,3 @@ def _declared(settings: Settings) -> Callable[[], Sequence[Source]]:
         return sources[0]
 
     return read
-
-
-def _say(event: str, **more: Any) -> None:
-    """One line of JSON for whoever collects logs."""
-    import orjson
-
-    at = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
-    sys.stderr.buffer.write(orjson.dumps({"at": at, "event": event, **more}) + b"\n")
-    sys.stderr.flush()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from headwater.output import say
+from headwater.service import stopped_by_signals
 from headwater.session import current_settings, make_home
 
 if TYPE_CHECKING:
@@ -133,16 +134,12 @@ def run_command(
       headwater shop run --url postgresql://shop@localhost/shop --rate 200
       headwater shop run --url mysql://shop@localhost/shop --seed 11 --seconds 60
     """
-    import signal
-    import threading
     import time
 
     place = _place(url, password_file)
     from streaming.shop_database.workload import Workload
 
-    stop, started = threading.Event(), time.monotonic()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop, started = stopped_by_signals(), time.monotonic()
 
     def show(totals: Totals) -> None:
         say(f"{time.monotonic() - started:6.0f} s  {_counted(totals)}")

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
 
 from streaming.kafka_config import KafkaAddress, kafka_python_options
 from streaming.log import TopicPartition
@@ -162,14 +163,14 @@ class LogClient:
     def partitions(self, topic: str) -> list[TopicPartition]:
         """The topic's partitions in their order; empty when there is no such topic."""
 
-        def ask() -> list[TopicPartition]:
-            (found,) = self._connections.describe_topics([topic])
-            kind = errors.for_code(found["error_code"])
-            if kind not in (errors.NoError, errors.UnknownTopicOrPartitionError):
-                raise kind(topic)
-            return [TopicPartition(topic, n) for n in sorted(p["partition_index"] for p in found["partitions"])]
+        found = self._described(topic)["partitions"]
+        return [TopicPartition(topic, n) for n in sorted(p["partition_index"] for p in found)]
 
-        return self._patiently(f"tried to look at topic {topic}", ask)
+    def identity(self, topic: str) -> int | None:
+        """63 bits of the topic's id; None when there is no such topic, or its broker gives it none."""
+        found = self._described(topic).get("topic_id")
+        number = 0 if found is None else UUID(str(found)).int
+        return number >> 65 if number else None
 
     def begins(self, sources: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """The first offset that is still there, of each."""
@@ -225,6 +226,18 @@ class LogClient:
             for each in folder["topics"]
             for p in each["partitions"]
         }
+
+    def _described(self, topic: str) -> Mapping[str, Any]:
+        """Its metadata; without partitions when there is no such topic."""
+
+        def ask() -> Mapping[str, Any]:
+            (found,) = self._connections.describe_topics([topic])
+            kind = errors.for_code(found["error_code"])
+            if kind not in (errors.NoError, errors.UnknownTopicOrPartitionError):
+                raise kind(topic)
+            return dict(found)
+
+        return self._patiently(f"tried to look at topic {topic}", ask)
 
     def _offsets(self, sources: Collection[TopicPartition], which: Any) -> dict[TopicPartition, int]:
         if not sources:

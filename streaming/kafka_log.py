@@ -88,6 +88,10 @@ class KafkaLog:
         """The topic's partitions; empty when there is no such topic."""
         return self._client.partitions(topic)
 
+    def identity(self, topic: str) -> int | None:
+        """Of the topic's id; None when there is no such topic, or from brokers before 2.8."""
+        return self._client.identity(topic)
+
     def append(self, batches: Mapping[str, pa.Table]) -> None:
         """Append, each record to its key's partition; topics are made if missing.
 

@@ -3,7 +3,7 @@
 How a batch lands exactly once is landing_batches' matter; how landing goes on for ever, landing_service's.
 
 Errors: LandingError (see landing_batches.py)
-          ├─ LostLogError          the table was landed from a log that is longer than this one
+          ├─ LostLogError          the table was landed from another log than this one
           └─ ChangedColumnsError   the table has other columns than its source now declares
 """
 

@@ -7,14 +7,14 @@ thus be cut anywhere, or differently the next time. Of two processes that land t
 which has each offset of a partition only once, and goes on behind the other.
 
 Errors: LandingError
-          ├─ LostLogError          the table was landed from a log that is longer than this one
+          ├─ LostLogError          the table was landed from another log than this one
           └─ ChangedColumnsError   the table has other columns than its source now declares
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,6 +36,7 @@ __all__ = [
     "PartitionLanding",
     "SchemaChange",
     "Step",
+    "accept_log",
     "make_tables",
     "refusal",
 ]
@@ -55,7 +56,7 @@ class LandingError(RuntimeError):
 
 
 class LostLogError(LandingError):
-    """The table was landed from a log that is longer than this one: the two do not belong together."""
+    """The table was landed from a topic that is longer than this one, or that was made anew since."""
 
     def __init__(self, found: str) -> None:
         super().__init__(
@@ -104,26 +105,38 @@ class Step:
 
 @dataclass(frozen=True)
 class _Mark:
-    """How far a topic partition has landed: the next offset, the last change's place, the last schema version."""
+    """How far a topic partition has landed: the next offset, the last change's place, the last schema version, and
+    which topic of that name it was (None: landed before that was kept, or the log cannot say).
+    """
 
     offset: int
     place: Place | None
     version: int
+    topic: int | None
 
     @classmethod
     def read(cls, table: DeltaTable, source: TopicPartition) -> _Mark:
-        offset, epoch, commit, order, version = (table.transaction_version(name) for name in _names(source))
+        offset, epoch, commit, order, version, topic = (table.transaction_version(name) for name in _names(source))
         place = None if epoch is None or commit is None or order is None else Place(epoch, commit, order)
-        return cls(offset or 0, place, version or 0)
+        return cls(offset or 0, place, version or 0, topic)
 
     def transactions(self, source: TopicPartition) -> Mapping[str, int]:
         """As application ids of a Delta transaction, which hold an integer each."""
-        values = (self.offset, *(self.place or (None, None, None)), self.version or None)
+        values = (self.offset, *(self.place or (None, None, None)), self.version or None, self.topic)
         return {name: value for name, value in zip(_names(source), values, strict=True) if value is not None}
+
+    def lost(self, table: Key, source: TopicPartition, end: int, topic: int | None) -> LostLogError | None:
+        """Why this is of another log than the one whose partition ends at `end`, if it is."""
+        landed = f"{table.dotted} was landed up to offset {self.offset} of {source}"
+        if self.offset > end:
+            return LostLogError(f"{landed}, but that log ends at {end}")
+        if self.offset and None not in (self.topic, topic) and self.topic != topic:
+            return LostLogError(f"{landed}, but that topic was made anew since, and what it has below was never landed")
+        return None
 
 
 def _names(source: TopicPartition) -> tuple[str, ...]:
-    return (str(source), *(f"{source}/{part}" for part in ("epoch", "commit", "order", "schema")))
+    return (str(source), *(f"{source}/{part}" for part in ("epoch", "commit", "order", "schema", "topic")))
 
 
 class PartitionLanding:
@@ -167,7 +180,10 @@ class PartitionLanding:
 
     def _step(self, max_rows: int) -> Step | None:
         mark = self._mark
-        records = self._read(mark.offset, max_rows)
+        topic = self._log.identity(self.source.topic)
+        if lost := mark.lost(self._declared.table, self.source, self._log.end(self.source), topic):
+            raise lost
+        records = self._log.read(self.source, mark.offset, max_rows)
         if not records.num_rows:
             return None
         until = next_offset(records, mark.offset)
@@ -179,7 +195,7 @@ class PartitionLanding:
         if rejected.num_rows:
             self._lake.append(contract.quarantine, rejected, {str(self.source): until}, onto=held)
         changes = self._changes(contract, checked.versions, table)
-        after = _Mark(until, checked.watermark, max([mark.version, *checked.versions]))
+        after = _Mark(until, checked.watermark, max([mark.version, *checked.versions]), topic)
         self._lake.append(contract.table, checked.landed, after.transactions(self.source), onto=table)
         self._known = after
         return Step(records.num_rows, until, checked, changes)
@@ -195,11 +211,6 @@ class PartitionLanding:
         if self._known is None:
             self._known = _Mark.read(self._open()[0], self.source)
         return self._known
-
-    def _read(self, offset: int, max_rows: int) -> pa.Table:
-        if lost := _lost(self._declared.table, self.source, offset, self._log.end(self.source)):
-            raise lost
-        return self._log.read(self.source, offset, max_rows)
 
     def _check(self, records: pa.Table, mark: _Mark) -> tuple[Contract, Checked]:
         """Check with the contract of the last batch, and again if the records name other versions of the schema."""
@@ -271,17 +282,26 @@ def refusal(contract: Contract, log: ChangeLog, lake: Lake) -> LandingError | No
         return ChangedColumnsError(contract.table, differences)
     if not sources and (lake.rows(contract.table) or lake.rows(contract.quarantine)):
         return LostLogError(f"{contract.table.dotted} was landed from {contract.topic}, but the log has no such topic")
-    table = lake.table(contract.table)
+    table, topic = lake.table(contract.table), log.identity(contract.topic)
     for source, end in log.ends(sources).items():
-        if lost := _lost(contract.table, source, table.transaction_version(str(source)) or 0, end):
+        if lost := _Mark.read(table, source).lost(contract.table, source, end, topic):
             return lost
     return None
 
 
-def _lost(table: Key, source: TopicPartition, offset: int, end: int) -> LostLogError | None:
-    if offset <= end:
-        return None
-    return LostLogError(f"{table.dotted} was landed up to offset {offset} of {source}, but that log ends at {end}")
+def accept_log(contract: Contract, log: ChangeLog, lake: Lake) -> None:
+    """Go on in the topic as it is, from the offsets that have landed: for one that was brought back.
+
+    Raises LogError; LostLogError where a partition ends before what has landed of it.
+    """
+    table, topic = lake.table(contract.table), log.identity(contract.topic)
+    accepted: dict[str, int] = {}
+    for source, end in log.ends(log.partitions(contract.topic)).items():
+        mark = replace(_Mark.read(table, source), topic=topic)
+        if lost := mark.lost(contract.table, source, end, topic):
+            raise lost
+        accepted |= mark.transactions(source)
+    lake.append(contract.table, contract.schema.empty_table(), accepted, onto=table)
 
 
 def _has_landed(table: Key, sources: Sequence[TopicPartition], lake: Lake) -> bool:

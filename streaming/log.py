@@ -114,6 +114,9 @@ class ChangeLog(Protocol):
     def partitions(self, topic: str) -> Sequence[TopicPartition]:
         """The topic's partitions; empty when there is no such topic."""
 
+    def identity(self, topic: str) -> int | None:
+        """63 bits, others once the topic is made anew; None when there is no such topic or the log cannot say."""
+
     def append(self, batches: Mapping[str, pa.Table]) -> None:
         """Append to several topics at once, all or nothing; a table has columns key, value, timestamp_us.
 

@@ -12,6 +12,7 @@ Nothing is ever deleted from it. Its errors are those of log_writer.py.
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import threading
 import zlib
@@ -35,6 +36,7 @@ CREATE TABLE IF NOT EXISTS batches (
   topic TEXT NOT NULL, base INTEGER NOT NULL, records INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (topic, base));
 CREATE TABLE IF NOT EXISTS commits (
   consumer TEXT NOT NULL, topic TEXT NOT NULL, next INTEGER NOT NULL, PRIMARY KEY (consumer, topic)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS identity (one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL);
 """
 # An Arrow stream begins with four bytes of ones.
 _PACKED = b"HWB1"
@@ -55,11 +57,16 @@ class Batches:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_DDL)
+            self._identity = self._made_or_found()
 
     def close(self) -> None:
         """Release the file; it cannot be used afterwards."""
         with self._lock:
             self._db.close()
+
+    def identity(self) -> int:
+        """A number of 63 bits that this file was given when it was made, and no other one has."""
+        return self._identity
 
     def topics(self) -> Sequence[str]:
         """Every topic to which something was appended."""
@@ -120,6 +127,11 @@ class Batches:
                 (topic, offset),
             ).fetchone()
         return int(size)
+
+    def _made_or_found(self) -> int:
+        while (found := self._db.execute("SELECT number FROM identity").fetchone()) is None:
+            self._db.execute("INSERT OR IGNORE INTO identity VALUES (1, ?)", (secrets.randbits(63),))
+        return int(found[0])
 
     def _end(self, topic: str) -> int:
         row = self._db.execute(

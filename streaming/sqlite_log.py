@@ -50,6 +50,10 @@ class SqliteLog:
         """The topic's one partition; empty when nothing was ever appended to it."""
         return [TopicPartition(topic, 0)] if self._batches.end(topic) else []
 
+    def identity(self, topic: str) -> int | None:
+        """The file's; None for a topic without records."""
+        return self._batches.identity() if self._batches.end(topic) else None
+
     def append(self, batches: Mapping[str, pa.Table]) -> None:
         """Append to several topics in one transaction, all or nothing. Raises BatchShapeError."""
         self._batches.append({topic: list(_pack(topic, table)) for topic, table in batches.items()})

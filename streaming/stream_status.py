@@ -27,7 +27,6 @@ __all__ = [
     "ConsumerState",
     "SourceState",
     "StreamStatus",
-    "landing_state",
     "prometheus_text",
     "source_state",
     "stream_status",

@@ -24,6 +24,7 @@ PUBLICATION = "headwater_shop"
 # Tables that the owner makes later are readable too.
 _POSTGRESQL_GRANTS = (
     "GRANT CONNECT ON DATABASE {database} TO {capture}",
+    "GRANT pg_read_all_stats TO {capture}",  # it sees whether the one that holds the slot is alive
     "GRANT USAGE ON SCHEMA public TO {capture}",
     "GRANT SELECT ON ALL TABLES IN SCHEMA public TO {capture}",
     "ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA public GRANT SELECT ON TABLES TO {capture}",

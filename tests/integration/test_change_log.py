@@ -15,6 +15,7 @@ import pytest
 
 from catalog.settings import Settings, load_settings
 from headwater.stack.server import Server
+from streaming.kafka_log import KafkaLog
 from streaming.log import BATCH_SCHEMA, ChangeLog, TopicPartition, next_offset
 from streaming.log_writer import BatchShapeError, LogWriter, OffsetOutOfRangeError, Record, UnknownTopicError
 from streaming.open_log import open_log, open_writer
@@ -173,6 +174,28 @@ def test_topics_and_partitions_that_are_not_there(backend: Backend, log: ChangeL
     for ask in (log.end, log.begin, lambda source: log.committed("g", source), lambda source: log.read(source, 0, 1)):
         with pytest.raises(UnknownTopicError):
             ask(TopicPartition(topic, 9))
+
+
+def test_a_topic_that_was_made_anew_is_another_one(backend: Backend, log: ChangeLog) -> None:
+    topic = backend.topic("anew")
+    assert log.identity(topic) is None
+    log.append({topic: numbered(5)})
+    before = log.identity(topic)
+    assert before is not None
+    assert 0 <= before < 2**63
+    log.append({topic: numbered(5)})
+    with closing(backend.log()) as another:
+        assert log.identity(topic) == another.identity(topic) == before
+    if isinstance(log, KafkaLog):
+        log._client._connections.delete_topics([topic])
+    else:
+        log.close()
+        backend.settings.log_path.unlink()
+    with closing(backend.log()) as anew:
+        while anew.partitions(topic):
+            time.sleep(0.05)
+        anew.append({topic: numbered(20)})
+        assert anew.identity(topic) not in (before, None)
 
 
 def test_offsets_that_are_not_there(backend: Backend, log: ChangeLog) -> None:

@@ -9,18 +9,21 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from catalog.keys import Key, cdc_topic, raw
 from catalog.load import load_catalog
+from headwater.cli import cli
 from headwater.stack.server import Server
 from lake.tables import Lake
-from streaming.kafka_config import TopicShape, parse_log_url
+from streaming.kafka_config import KafkaAddress, TopicShape, parse_log_url
 from streaming.kafka_log import KafkaLog
 from streaming.kafka_writer import KafkaWriter
 from streaming.landing_service import Lander, Options, land_once
@@ -155,6 +158,45 @@ def test_a_topic_that_is_deleted_ends_the_landing_of_its_table_only(
             process.send_signal(signal.SIGTERM)
             assert said("landing has stopped")["refused"] == [f"raw.{system}.more"]
     assert_each_once(home, raw(system, "things"), shop.sent)
+
+
+def landed(home: Path, catalog: Path, log_url: str, *options: str) -> tuple[int, list[str]]:
+    """The exit code of `headwater land --once`, and what it said of the table."""
+    environment = {"HEADWATER_HOME": str(home), "HEADWATER_CATALOG": str(catalog), "HEADWATER_LOG_URL": log_url}
+    ours = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    done = CliRunner().invoke(cli, ["land", "--once", *options], env=environment)
+    for number, handler in ours.items():
+        signal.signal(number, handler)
+    said = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    return done.exit_code, [line["event"] for line in said if "table" in line]
+
+
+def gone(address: KafkaAddress, topic: str) -> None:
+    """Delete the topic; its name can be used again when this returns."""
+    with KafkaLog(address) as log:
+        log._client._connections.delete_topics([topic])
+        while log.partitions(topic):
+            time.sleep(0.05)
+
+
+def test_a_topic_made_anew_is_not_landed_behind_the_former_ones_offset_until_it_is_accepted(
+    broker: Server, system: str, catalog: Path, tmp_path: Path
+) -> None:
+    home, address, table = tmp_path / "home", parse_log_url(broker.url), raw(system, "things")
+    with closing(KafkaWriter(address, TopicShape(partitions=1))) as writer:
+        shop = Shop(system, writer)
+        shop.changes(10)
+    assert landed(home, catalog, broker.url) == (0, ["landed"])
+    gone(address, shop.topic)
+    with closing(KafkaWriter(address, TopicShape(partitions=1))) as writer:
+        shop = Shop(system, writer)
+        shop.changes(25)
+    assert landed(home, catalog, broker.url) == (1, ["refused"])
+    assert Lake(home / "lake").rows(table) == 10
+    assert landed(home, catalog, broker.url, "--accept-log", "nothing") == (2, [])
+    assert landed(home, catalog, broker.url, "--accept-log", "things") == (0, ["log accepted", "landed"])
+    assert landed(home, catalog, broker.url) == (0, ["landed"])
+    assert_each_once(home, table, 25)
 
 
 def test_one_goes_on_until_it_is_told_to_stop(system: str, catalog: Path, tmp_path: Path) -> None:
