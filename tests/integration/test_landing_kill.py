@@ -29,12 +29,12 @@ SEED = 20
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 3,000 lines, late ones among them; one in fifty breaks the contract in some way."""
-    table = simulate(seed=9, lines=3_000).lines
+    """About 2,000 lines, late ones among them; one in fifty breaks the contract in some way."""
+    table = simulate(seed=9, lines=2_000).lines
     broken = random.Random(SEED)
     for name in ("invoice_no", "quantity", "invoiced_at"):
         column = table.schema.get_field_index(name)
-        keep = pa.array([broken.random() > 0.007 for _ in range(table.num_rows)])
+        keep = pa.array([broken.random() > 0.01 for _ in range(table.num_rows)])
         nulls = pa.nulls(table.num_rows, table.schema.field(column).type)
         table = table.set_column(column, name, pc.if_else(keep, table[name], nulls))
     path = tmp_path_factory.mktemp("lines") / "lines.parquet"
@@ -91,7 +91,7 @@ def test_twenty_kills_change_nothing(lines: Path, tmp_path: Path) -> None:
 
 def _kill_and_compare(runs: Runs, undisturbed_s: float, tmp_path: Path) -> None:
     expected = landed(tmp_path / "undisturbed")
-    assert expected["raw.shop.order_lines"].num_rows > 2_000
+    assert expected["raw.shop.order_lines"].num_rows > 1_400
     assert expected["quarantine.shop.order_lines"].num_rows > 30
 
     moments, homes, kills, reached = random.Random(SEED), [tmp_path / "0"], 0, []

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import prepared
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -148,9 +149,9 @@ def _retail_run(at: Path, _: Others) -> Played | None:
 
 @dataclass(frozen=True)
 class Broken(Played):
-    """A run on a file that is broken as a whole, and another one."""
+    """A run on a file that is broken as a whole; and another one, but for `empty`, which is refused as another is."""
 
-    rerun: Done
+    rerun: Done | None
 
 
 def _broken(at: Path, _: Others) -> dict[str, Broken]:
@@ -166,7 +167,11 @@ def _broken(at: Path, _: Others) -> dict[str, Broken]:
         name: Home(at / name).set(RETAIL_DATA=str(write_parquet(content, at / f"{name}.parquet")))
         for name, content in files.items()
     }
-    return {name: Broken(home, home.headwater("run"), home.headwater("run")) for name, home in homes.items()}
+    runs = {name: home.headwater("run") for name, home in homes.items()}
+    return {
+        name: Broken(home, runs[name], None if name == "empty" else home.headwater("run"))
+        for name, home in homes.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -294,6 +299,7 @@ def plays(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     wanted = {name for item in request.session.items for name in _plays_of(item)}
     wanted |= {NEEDS[name] for name in wanted & NEEDS.keys()}
     started: dict[str, Future[Any]] = {}
+    prepared.prepare()
     with ThreadPoolExecutor(3) as pool:
         for name, play in PLAYS.items():
             if name in wanted:
