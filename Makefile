@@ -4,6 +4,9 @@ BIN := .venv/bin
 # Of pytest: one has the long runs, which are mostly one thread each, the others share the rest.
 WORKERS := $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -ge 2 ] || n=2; [ $$n -le 4 ] || n=4; echo $$n)
 
+# Images of containers set it: every process would compile the 2,000 modules that it imports, 4 CPU-s of a run.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run dev serve up down test test-faults lint format lock bench bench-stream shell check clean env
 
 env: ## create or update .venv

@@ -97,7 +97,8 @@ class Topic:
             consumer.assign(places)
             deadline, left, seen = time.monotonic() + _WITHIN_S, None, sum(begin)
             while left is None or seen < left:
-                for message in consumer.consume(1000, 0.005):
+                # One by one: `consume` waits for as many as it is asked for, and what waits has arrived already.
+                while (message := consumer.poll(0.005)) is not None:
                     if message.error() is None:
                         seen += 1
                         at_us = time.time_ns() // 1000

@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 import dagster as dg
 import duckdb
 import orjson
-import prepared
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
@@ -36,7 +35,6 @@ from streaming.simulator import simulate
 PROJECT = Path(__file__).resolve().parents[2]
 RETAIL = PROJECT / ".." / "shared" / "data" / "online_retail.parquet"
 BIN = Path(sys.executable).parent
-_WITHIN_S = 500
 # With these, both models beat their baselines on `small_shop` with something to spare. The project's own settings are
 # chosen on the real file, and may be chosen anew.
 PINNED: Mapping[str, Mapping[str, Any]] = {
@@ -97,14 +95,11 @@ class Home:
             capture_output=True,
             text=True,
             check=False,
-            timeout=_WITHIN_S,
+            timeout=500,
         )
         return Done(done.returncode, done.stdout, done.stderr)
 
     def headwater(self, *arguments: str) -> Done:
-        """`headwater ARGUMENTS`; forked where that was prepared."""
-        if done := prepared.headwater(arguments, BIN / "headwater", PROJECT, self.environment, _WITHIN_S):
-            return Done(*done)
         return self.command("headwater", *arguments)
 
     def succeeds(self, *arguments: str) -> Done:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import prepared
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -299,7 +298,6 @@ def plays(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     wanted = {name for item in request.session.items for name in _plays_of(item)}
     wanted |= {NEEDS[name] for name in wanted & NEEDS.keys()}
     started: dict[str, Future[Any]] = {}
-    prepared.prepare()
     with ThreadPoolExecutor(3) as pool:
         for name, play in PLAYS.items():
             if name in wanted:
