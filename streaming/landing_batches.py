@@ -1,10 +1,11 @@
 """Lands one topic partition batch by batch, exactly once.
 
 The log offset is committed in the very Delta transaction that writes the rows, together with the place of the last
-change and with which topic of that name it was, and a batch starts where the table says that the one before stopped. Quarantine is written first, with an offset
-of its own: after a crash in between, the batch is read again and what is already in quarantine is left out. A batch may
-thus be cut anywhere, or differently the next time. Of two processes that land the same batch one is refused by Delta,
-which has each offset of a partition only once, and goes on behind the other.
+change and with which topic of that name it was, and a batch starts where the table says that the one before stopped.
+Quarantine is written first, with an offset of its own: after a crash in between, the batch is read again and what is
+already in quarantine is left out. A batch may thus be cut anywhere, or differently the next time. Of two processes that
+land the same batch one is refused by Delta, which has each offset of a partition only once, and goes on behind the
+other.
 
 Errors: LandingError
           ├─ LostLogError          the table was landed from another log than this one
