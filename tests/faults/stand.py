@@ -47,6 +47,7 @@ class Stand:
     catalog: Path = PROJECT / "catalog"
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
+    shop: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -72,7 +73,7 @@ class Stand:
         return {**clean, **{f"HEADWATER_{name}": str(value) for name, value in own.items()}}
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
-        """Start `connector` or `lander-<number>`; what it says is in <home>/<name>.log."""
+        """Start `connector`, `lander-<number>` or the shop again; what it says is in <home>/<name>.log."""
         with (self.home / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 self.command(name), cwd=PROJECT, env=self.environment, stdout=log, stderr=log
@@ -81,22 +82,17 @@ class Stand:
 
     def command(self, name: str, *more: str) -> list[str]:
         kind = name.partition("-")[0]
-        arguments = {"connector": ["capture", "shop"], "lander": ["land", "--every", "0.2"]}[kind]
-        program = ["headwater.cli"] if self.mutation is None else ["tests.faults.mutated", self.mutation]
+        arguments = {"connector": ["capture", "shop"], "lander": ["land", "--every", "0.2"], "shop": self.shop}[kind]
+        mutated = self.mutation is not None and kind != "shop"
+        program = ["tests.faults.mutated", str(self.mutation)] if mutated else ["headwater.cli"]
         return [sys.executable, "-m", *program, *arguments, *more]
 
     def open_shop(self, rate: float, seed: int) -> None:
-        """The shop lives on in a process that nobody kills."""
+        """The shop lives on in a process that nobody kills. Returns when it has its first customers."""
         place = self.environment["HEADWATER_SHOP_URL"]
-        arguments = ["shop", "run", "--url", place, "--rate", str(rate), "--seed", str(seed)]
-        with (self.home / "shop.log").open("ab") as log:
-            self.processes["shop"] = subprocess.Popen(
-                [sys.executable, "-m", "headwater.cli", *arguments],
-                cwd=PROJECT,
-                env=self.environment,
-                stdout=log,
-                stderr=log,
-            )
+        self.shop = ["shop", "run", "--url", place, "--rate", str(rate), "--seed", str(seed)]
+        self.start("shop")
+        wait_until(lambda: "transactions" in self.last_words("shop"), "the shop is open")
 
     def kill(self, victim: str) -> None:
         """`kill -9`. Raises Stuck when it had ended by itself before."""
