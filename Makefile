@@ -50,7 +50,7 @@ bench: env ## side-by-side benchmarks of graph and features, minutes; each print
 	$(BIN)/python -m bench.graph
 	$(BIN)/python -m bench.pit
 
-bench-stream: env ## the change stream's, an hour or more: landing, and our connectors beside Debezium (needs Java)
+bench-stream: env ## the change stream's, about 25 minutes: landing, and our connectors beside Debezium (needs Java)
 	$(BIN)/python -m bench.landing
 	$(BIN)/python -m bench.cdc
 
