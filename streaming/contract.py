@@ -223,7 +223,8 @@ def _fits(contract: Contract, unsent: bool) -> Iterator[str]:
         if contract.keyed:
             yield "(key IS NOT NULL OR op = 't')"
         if contract.misfits:
-            yield f"coalesce(schema_version NOT IN ({', '.join(map(str, contract.misfits))}), true)"
+            # That the table was emptied has no row that would not fit.
+            yield f"(op = 't' OR coalesce(schema_version NOT IN ({', '.join(map(str, contract.misfits))}), true))"
     else:
         yield "parsed IS NOT NULL"
     for f in contract.fields:

@@ -112,8 +112,8 @@ class KafkaMembership:
                 self._consumer.commit(wanted)
         except _GONE as error:
             raise RetryableLogError(
-                f"{self._log.address}: tried to commit offsets of group {self._group}, found that it took us for dead "
-                f"({type(error).__name__})"
+                f"{self._log.address}: tried to commit offsets of group {self._group}, found that it "
+                f"is changing, or took us for dead ({type(error).__name__})"
             ) from None
         except (errors.KafkaError, OSError) as error:
             raise error_of(error, self._log.address, f"tried to commit offsets of group {self._group}") from None

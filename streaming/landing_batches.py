@@ -195,7 +195,7 @@ class PartitionLanding:
         rejected = rejected.filter(pc.greater_equal(rejected["log_offset"], quarantined))
         if rejected.num_rows:
             self._lake.append(contract.quarantine, rejected, {str(self.source): until}, onto=held)
-        changes = self._changes(contract, checked.versions, table)
+        changes = self._changes(checked.versions, table)
         after = _Mark(until, checked.watermark, max([mark.version, *checked.versions]), topic)
         self._lake.append(contract.table, checked.landed, after.transactions(self.source), onto=table)
         self._known = after
@@ -235,12 +235,17 @@ class PartitionLanding:
         )
         return check(contract, self.source.partition, records, mark.place, unchanged.fill)
 
-    def _changes(self, contract: Contract, versions: frozenset[int], table: DeltaTable) -> tuple[SchemaChange, ...]:
-        """The versions that no partition of the topic has landed before; of the first one there is nothing to say."""
+    def _changes(self, versions: frozenset[int], table: DeltaTable) -> tuple[SchemaChange, ...]:
+        """The versions that no partition of the topic has landed before, and those before them of which no row has come
+        yet or ever will; of the first one there is nothing to say.
+        """
         if self._schemas is None or not versions or max(versions) <= self._mark.version:
             return ()
         partitions = self._log.partitions(self.source.topic)
         known = max(_Mark.read(table, partition).version for partition in partitions)
+        if known:
+            versions = frozenset(range(known + 1, max(versions) + 1))
+        contract = self._contract_of(versions)
         there = {field.name for field in table.schema().fields}
         added = {field.name for field in contract.fields if field.name not in there}
         return tuple(

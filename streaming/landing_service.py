@@ -95,6 +95,8 @@ class Lander:
         self._by_topic: dict[str, Source] = {}
         self._landings: dict[TopicPartition, PartitionLanding] = {}
         self._landed_at: dict[TopicPartition, float] = {}
+        self._told: dict[TopicPartition, int] = {}
+        self._is_untold = False
         self._commits: Counter[Key] = Counter()
 
     def run(self, stop: threading.Event) -> Mapping[Key, str]:
@@ -116,6 +118,7 @@ class Lander:
         """A Listener's: what is in the lake is looked at anew."""
         for partition in partitions:
             self._landings.pop(partition, None)
+            self._told.pop(partition, None)
         self._say("partitions assigned", partitions=sorted(map(str, partitions)))
 
     def revoked(self, partitions: Collection[TopicPartition]) -> None:
@@ -154,7 +157,8 @@ class Lander:
             if stop.is_set() or contract_of(source).table in self.refused:
                 continue
             with self._refusing(source):
-                behind |= self._land(partition, source, end, membership)
+                behind |= self._land(partition, source, end)
+        self._tell_group(membership)
         return behind
 
     def _ends(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
@@ -174,7 +178,7 @@ class Lander:
                     ends |= self._log.ends(those)
             return ends
 
-    def _land(self, partition: TopicPartition, source: Source, end: int, membership: Membership) -> bool:
+    def _land(self, partition: TopicPartition, source: Source, end: int) -> bool:
         landing = self._landings.get(partition)
         if landing is None:
             landing = self._landings[partition] = PartitionLanding(
@@ -190,7 +194,6 @@ class Lander:
         self._landed_at[partition] = began
         self._tell(partition, source, step)
         self._settle(source, step)
-        self._commit(membership, partition, step.until)
         return end - step.until >= self._options.batch_rows
 
     def _settle(self, source: Source, step: Step) -> None:
@@ -202,12 +205,29 @@ class Lander:
         if step.changes or self._commits[table] == 1:
             land_schemas(source.system, self._log, self._lake)
 
-    def _commit(self, membership: Membership, partition: TopicPartition, offset: int) -> None:
+    def _tell_group(self, membership: Membership) -> None:
+        """Commit what has landed, by whomever, until the group knows it: the lag that others see depends on it alone.
+
+        While the group changes Kafka takes no commit, and nothing may come afterwards that would bring another.
+        """
+        offsets = {
+            partition: landing.offset
+            for partition, landing in self._landings.items()
+            if landing.offset != self._told.get(partition)
+            and partition in membership.partitions
+            and contract_of(self._by_topic[partition.topic]).table not in self.refused
+        }
+        if not offsets:
+            return
         try:
-            membership.commit({partition: offset})
-        except RetryableLogError as error:
-            # Only the lag that others see depends on it; who has the partition now commits it with the next batch.
-            self._say("offset not committed", partition=str(partition), offset=offset, error=str(error))
+            membership.commit(offsets)
+        except LogError as error:  # a topic that is gone is noticed where its end is asked for
+            if not self._is_untold:
+                self._say("offsets not committed", partitions=sorted(map(str, offsets)), error=str(error))
+            self._is_untold = True
+            return
+        self._told |= offsets
+        self._is_untold = False
 
     def _tell(self, partition: TopicPartition, source: Source, step: Step) -> None:
         table, checked = contract_of(source).table, step.checked

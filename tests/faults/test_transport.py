@@ -196,7 +196,7 @@ def test_43_consumer_stalled(case: Case, tmp_path: Path, seen: Seen) -> None:
     sensor = Sensor(case, tmp_path)
     with case.running("capture", "shop"), case.running("land", "--every", "0.2") as lander:
         case.wait_for_same()
-        assert sensor.checks() == {"t": True}
+        wait_until(lambda: sensor.checks() == {"t": True}, "the group has heard that all has landed")
         lander.send_signal(signal.SIGSTOP)
         case.insert("t", 100, 120)
         began = time.monotonic()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,18 @@ from click.testing import CliRunner
 
 from catalog.keys import Key, cdc_topic, raw
 from catalog.load import load_catalog
+from catalog.spec import Source
 from headwater.cli import cli
 from headwater.stack.server import Server
 from lake.tables import Lake
 from streaming.kafka_config import KafkaAddress, TopicShape, parse_log_url
 from streaming.kafka_log import KafkaLog
 from streaming.kafka_writer import KafkaWriter
+from streaming.landing import contract_of
+from streaming.landing_batches import PartitionLanding, make_tables
 from streaming.landing_service import Lander, Options, land_once
 from streaming.log import TopicPartition
+from streaming.log_writer import RetryableLogError
 from streaming.sqlite_log import SqliteLog
 from streaming.sqlite_writer import SqliteWriter
 
@@ -274,3 +278,42 @@ def test_a_table_that_is_refused_does_not_keep_the_others_from_landing(catalog: 
     assert "landed up to offset 7" in refused[table]
     assert ("refused", "landing_lost_log") in said
     assert_each_once(tmp_path, raw(system, "things"), 20)
+
+
+class Changing(SqliteLog):
+    """Takes no commit as often as `refusals` says, as Kafka while a group changes."""
+
+    refusals = 2
+
+    def commit(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise RetryableLogError("the group is changing")
+        super().commit(group, offsets)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("landed_by", ["this one, as the group changed", "one that was killed before it said so"])
+def test_the_group_hears_of_what_has_landed_though_nothing_comes_after_it(
+    landed_by: str, system: str, catalog: Path, tmp_path: Path
+) -> None:
+    (source,) = sources = load_catalog(catalog).sources
+    lake, partition, said = Lake(tmp_path / "lake"), TopicPartition(cdc_topic(system, "things"), 0), []
+    with Changing(tmp_path / "log.db") as log, closing(SqliteWriter(tmp_path / "log.db")) as writer:
+        shop = Shop(system, writer)
+        shop.changes(10)
+        if landed_by.startswith("one that was killed"):
+            make_tables(contract_of(source), [partition], lake)
+            assert PartitionLanding(contract_of(source), partition, log, lake).step(100)
+        stop = threading.Event()
+
+        def until_told() -> Sequence[Source]:
+            if log.committed("landing", partition) == 10:
+                stop.set()
+            return sources
+
+        lander = Lander(until_told, log, lake, Options(every_s=0.0), lambda event, **more: said.append(event))
+        assert lander.run(stop) == {}
+        assert log.committed("landing", partition) == 10
+    assert said.count("offsets not committed") == 1
+    assert_each_once(tmp_path, raw(system, "things"), 10)

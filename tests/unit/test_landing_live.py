@@ -355,6 +355,27 @@ def test_a_version_that_does_not_fit_is_quarantined(
     assert [(c.version, c.refused) for c in report.schema_changes] == [(2, f"schema 2: {why}"), (3, None)]
 
 
+def test_a_table_is_emptied_whatever_its_columns_are(log: SqliteLog, lake: Lake, recorded: Any) -> None:
+    append(log, change("c", 1, 1, schema=recorded(("v", "timestamp")), v=0))
+    bad = recorded(("v", "date"))
+    append(log, change("t", None, 2, schema=bad), change("c", 2, 3, schema=bad, v=19_000))
+    report = ran(log, lake, ("v", "timestamp"))
+    assert (report.landed, report.quarantined) == (2, 1)
+    assert landed(lake, "change_op", "id") == [("c", 1), ("t", None)]
+
+
+def test_a_version_of_which_no_row_has_come_is_told_with_the_next(log: SqliteLog, lake: Lake, recorded: Any) -> None:
+    append(log, change("c", 1, 1, schema=recorded(("v", "int64")), v=1))
+    assert ran(log, lake, ("v", "int64")).schema_changes == ()
+    recorded(("v", "int64"), ("extra", "int64"))
+    append(log, change("c", 2, 2, schema=recorded(("v", "int64")), v=2))
+    told = ran(log, lake, ("v", "int64")).schema_changes
+    assert [(c.version, c.changed) for c in told] == [
+        (2, ("added column extra sql int64",)),
+        (3, ("dropped column extra",)),
+    ]
+
+
 def test_rows_without_key_can_be_counted(log: SqliteLog, lake: Lake) -> None:
     """An update lands with the row that it replaced, unless that is one that never landed."""
     declared = source(("v", "string"))
