@@ -68,7 +68,8 @@ class Field:
 class Contract:
     """What records of one topic must look like: rows inside change envelopes, or flat objects (`envelope` False).
 
-    `keyed`: every change has a key. `misfits`: by the version of a captured table's schema, why its rows cannot land.
+    `keyed`: every change has a key. `misfits`: by the version of a captured table's schema, why its rows cannot land;
+    `keys_fit`: those of them whose keys can, so that rows go which were there before.
     """
 
     topic: str
@@ -78,6 +79,7 @@ class Contract:
     envelope: bool = True
     keyed: bool = True
     misfits: Mapping[int, str] = field(default_factory=dict)
+    keys_fit: frozenset[int] = frozenset()
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -208,6 +210,8 @@ def _values_sql(contract: Contract, unsent: bool) -> Iterator[str]:
     for f in contract.fields:
         raw = f'row."{f.name}"'
         typed, placeholder = typed_sql(f.kind, raw), f"coalesce({raw}::VARCHAR = '\"{UNAVAILABLE}\"', false)"
+        if contract.keys_fit and not f.key:
+            typed = f"CASE WHEN NOT {_only_key_sql(contract)} THEN {typed} END"
         yield f'CASE WHEN NOT {placeholder} THEN {typed} END AS "t_{f.name}"' if unsent else f'{typed} AS "t_{f.name}"'
         if unsent:
             yield f'{placeholder} AS "u_{f.name}"'
@@ -223,14 +227,24 @@ def _fits(contract: Contract, unsent: bool) -> Iterator[str]:
         if contract.keyed:
             yield "(key IS NOT NULL OR op = 't')"
         if contract.misfits:
-            # That the table was emptied has no row that would not fit.
-            yield f"(op = 't' OR coalesce(schema_version NOT IN ({', '.join(map(str, contract.misfits))}), true))"
+            # That the table was emptied has no row that would not fit; that a row is gone needs its key.
+            fits = f"coalesce(schema_version NOT IN ({', '.join(map(str, contract.misfits))}), true)"
+            yield f"(op = 't' OR {_only_key_sql(contract)} OR {fits})"
     else:
         yield "parsed IS NOT NULL"
     for f in contract.fields:
         lacking, sent = f'row."{f.name}" IS NULL', f' OR "u_{f.name}"' if unsent else ""
         may_lack = "true" if f.nullable else _may_lack_sql(contract, f)
+        if contract.keys_fit and not f.key:
+            sent += f" OR {_only_key_sql(contract)}"
         yield f'("t_{f.name}" IS NOT NULL OR ({may_lack} AND {lacking}){sent})'
+
+
+def _only_key_sql(contract: Contract) -> str:
+    """Whether it is the deletion of a row of which only the key can be read as what it is."""
+    if not contract.keys_fit:
+        return "false"
+    return f"coalesce(op = 'd' AND schema_version IN ({', '.join(map(str, sorted(contract.keys_fit)))}), false)"
 
 
 def _may_lack_sql(contract: Contract, field: Field) -> str:

@@ -73,12 +73,15 @@ class Schemas:
             self._refresh()
         fields = [*declared.fields, *_added_before(declared, found)]
         misfits: dict[int, str] = {}
+        keys_fit: set[int] = set()
         for version in sorted(versions & self._versions.keys()):
             schema = self._versions[version].schema
             fields = [_as_captured(field, schema) for field in (*fields, *self._additions(schema, fields))]
             if problems := [*self._problems(schema, fields)]:
                 misfits[version] = f"schema {version}: {'; '.join(problems)}"
-        return replace(declared, fields=tuple(fields), misfits=misfits)
+                if declared.keyed and not [*self._problems(schema, [field for field in fields if field.key])]:
+                    keys_fit.add(version)
+        return replace(declared, fields=tuple(fields), misfits=misfits, keys_fit=frozenset(keys_fit))
 
     def versions(self, numbers: frozenset[int]) -> list[Version]:
         """Those of them that are recorded, in order."""

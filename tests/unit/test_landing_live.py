@@ -364,6 +364,18 @@ def test_a_table_is_emptied_whatever_its_columns_are(log: SqliteLog, lake: Lake,
     assert landed(lake, "change_op", "id") == [("c", 1), ("t", None)]
 
 
+def test_a_row_goes_though_no_other_of_its_version_can_land(log: SqliteLog, lake: Lake, recorded: Any) -> None:
+    """What else was in it could be read as something that it is not: days as microseconds."""
+    append(log, *(change("c", n, n, schema=recorded(("v", "timestamp")), v=n) for n in (1, 2)))
+    bad = recorded(("v", "date"))
+    append(log, change("u", 2, 3, schema=bad, v=19_000), change("d", 1, 4, schema=bad, v=19_000))
+    assert (ran(log, lake, ("v", "timestamp")).quarantined) == 1
+    assert landed(lake, "change_op", "id", "v")[-1] == ("d", 1, None)
+    other_key = recorded(("v", "timestamp"), key=("id", "v"))
+    append(log, change("d", 2, 5, schema=other_key, v=0))
+    assert (ran(log, lake, ("v", "timestamp")).quarantined) == 1
+
+
 def test_a_version_of_which_no_row_has_come_is_told_with_the_next(log: SqliteLog, lake: Lake, recorded: Any) -> None:
     append(log, change("c", 1, 1, schema=recorded(("v", "int64")), v=1))
     assert ran(log, lake, ("v", "int64")).schema_changes == ()
