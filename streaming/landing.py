@@ -10,8 +10,10 @@ Errors: LandingError (see landing_batches.py)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import pyarrow as pa
 
 from catalog import keys
 from catalog.keys import Key
@@ -25,9 +27,10 @@ from streaming.landing_batches import (
     PartitionLanding,
     SchemaChange,
     Step,
+    landed_schema,
     make_tables,
 )
-from streaming.landing_schemas import Schemas, land_schemas
+from streaming.landing_schemas import Schemas, land_schemas, was_added
 from streaming.landing_types import typed_sql
 from streaming.log import ChangeLog, TopicPartition
 from streaming.log_writer import RetryableLogError
@@ -46,6 +49,7 @@ __all__ = [
     "landed_health",
     "landed_version",
     "quarantine_waiting",
+    "schema_changes",
     "served_contract",
 ]
 
@@ -110,6 +114,31 @@ def land(source: Source, log: ChangeLog, lake: Lake, batch_rows: int) -> Landing
     """
     land_schemas(source.system, log, lake)
     return _land(contract_of(source), log, lake, batch_rows, Schemas(source, log))
+
+
+def schema_changes(source: Source, log: ChangeLog, lake: Lake, after: int) -> Sequence[SchemaChange]:
+    """The versions of a captured table's schema beyond `after` that have landed, whoever landed them.
+
+    Of the first one there is nothing to say. Where `after` is none that there is, the history was begun anew.
+    """
+    contract, schemas = contract_of(source), Schemas(source, log)
+    table = lake.table(contract.table)
+    landed = landed_schema(table, log.partitions(contract.topic))
+    if landed in (0, after):
+        return ()
+    told = after if after < landed else 0
+    numbers = frozenset(range(max(told, 1), landed + 1))
+    found = pa.schema(table.schema().to_arrow())
+    misfits = schemas.contract(contract, numbers, found).misfits
+    added = {column.name for column in found if was_added(column)}
+    changes, before = [], added
+    for version in schemas.versions(numbers):
+        names = {column.name for column in version.schema.columns}
+        if version.number > max(told, 1) or (version.number > told and version.number in misfits):
+            new, why = tuple(sorted(names & added - before)), misfits.get(version.number)
+            changes.append(SchemaChange(version.number, version.epoch, version.position, version.changed, new, why))
+        before = names
+    return changes
 
 
 def landed_version(source: Source, lake: Lake) -> str | None:

@@ -38,6 +38,7 @@ __all__ = [
     "SchemaChange",
     "Step",
     "accept_log",
+    "landed_schema",
     "make_tables",
     "refusal",
 ]
@@ -241,8 +242,7 @@ class PartitionLanding:
         """
         if self._schemas is None or not versions or max(versions) <= self._mark.version:
             return ()
-        partitions = self._log.partitions(self.source.topic)
-        known = max(_Mark.read(table, partition).version for partition in partitions)
+        known = landed_schema(table, self._log.partitions(self.source.topic))
         if known:
             versions = frozenset(range(known + 1, max(versions) + 1))
         contract = self._contract_of(versions)
@@ -260,6 +260,11 @@ class PartitionLanding:
             for version in self._schemas.versions(versions)
             if version.number > max(known, 1) or (version.number > known and version.number in contract.misfits)
         )
+
+
+def landed_schema(table: DeltaTable, sources: Sequence[TopicPartition]) -> int:
+    """The highest version of the captured table's schema of which anything has landed; 0 when none has."""
+    return max((_Mark.read(table, source).version for source in sources), default=0)
 
 
 def make_tables(contract: Contract, sources: Sequence[TopicPartition], lake: Lake) -> None:

@@ -9,18 +9,23 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import duckdb
 import pyarrow as pa
 import pytest
 
+from assets.raw import raw_assets
 from catalog import keys
 from catalog.column_types import NAMES
+from catalog.load import Catalog
+from catalog.settings import load_settings
 from catalog.spec import Column, Gate, Source
 from lake.query import query
 from lake.tables import Lake
+from resources.platform import Platform
 from streaming.capture.tables import CapturedColumn, SchemaHistory, TableSchema, schemas_topic
 from streaming.change import SNAPSHOT_ORDER, UNAVAILABLE
-from streaming.landing import ChangedColumnsError, LandingReport, land, quarantine_waiting
+from streaming.landing import ChangedColumnsError, LandingReport, land, quarantine_waiting, schema_changes
 from streaming.landing_order import Place, repeated
 from streaming.sqlite_log import SqliteLog
 from streaming.sqlite_writer import SqliteWriter
@@ -386,6 +391,33 @@ def test_a_version_of_which_no_row_has_come_is_told_with_the_next(log: SqliteLog
         (2, ("added column extra sql int64",)),
         (3, ("dropped column extra",)),
     ]
+
+
+def test_changes_of_columns_are_told_whoever_has_landed_them(
+    log: SqliteLog, lake: Lake, recorded: Any, tmp_path: Path
+) -> None:
+    """The asset's events, each once, though a lander was there before the run; and again after a history anew."""
+    things = source(("v", "int64"))
+    append(log, change("c", 1, 1, schema=recorded(("v", "int64")), v=1))
+    append(log, change("c", 2, 2, schema=recorded(("v", "int64"), ("vat", "int64")), v=2, vat=3))
+    land(things, log, lake, 10)
+    append(log, change("c", 3, 3, schema=recorded(("v", "string"), ("vat", "int64")), v="x", vat=3))
+    land(things, log, lake, 10)
+    catalog = Catalog((things,), (), ())
+    (asset,) = raw_assets(catalog)
+    platform = Platform(load_settings({"HEADWATER_HOME": str(tmp_path), "HEADWATER_NOW": "2024-01-01"}), catalog)
+    with dg.DagsterInstance.ephemeral() as instance:
+        for _ in range(2):
+            assert dg.materialize([asset], instance=instance, resources={"platform": platform}).success
+        found = instance.fetch_observations(asset.key, limit=10).records
+    told = [record.asset_observation for record in reversed(found)]
+    assert [(event.metadata["schema_version"].value, event.metadata["added_columns"].value) for event in told] == [
+        (2, "vat"),
+        (3, ""),
+    ]
+    assert told[1].metadata["quarantined"].value
+    assert "column v is sql string" in told[1].description
+    assert [change_.version for change_ in schema_changes(things, log, lake, 9)] == [2, 3]
 
 
 def test_rows_without_key_can_be_counted(log: SqliteLog, lake: Lake) -> None:
