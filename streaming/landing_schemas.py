@@ -226,6 +226,9 @@ def _fits(captured: LakeType | None, kept: LakeType) -> bool:
     if captured is None:
         return False
     if captured.element is not None and kept.element is not None:
-        return _fits(captured.element, kept.element)
+        inner = kept.element
+        while inner.element is not None and captured.element.element is None:
+            inner = inner.element  # PostgreSQL does not say how many dimensions an array has: each value does
+        return _fits(captured.element, inner)
     numbers = captured.kind in ("int64", "decimal") and kept.kind in ("int64", "decimal")
     return captured == kept or numbers or (captured.kind, kept.kind) in {*_ALSO}

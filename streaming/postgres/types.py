@@ -89,7 +89,8 @@ _OTHERS = (
     ("domain", "as the type that it is made of", "the same", ""),
     ("enum", _TEXT.json, "string", ""),
     ("array of T", "array of T's, nested when it has more dimensions", "list<T>",
-     "bounds that do not begin at 1: PostgreSQL's text, quarantined"),
+     "`list<list<T>>` is to be declared of what has two dimensions: quarantined are values with another number of "
+     "them, and those with bounds that do not begin at 1, as PostgreSQL's text"),
     ("composite", _TEXT.json, "string", "Debezium leaves such a column out"),
     ("range, multirange", _TEXT.json, "string", ""),
     ("citext, hstore, ltree and other extensions' types", _TEXT.json, "string",

@@ -360,6 +360,15 @@ def test_a_version_that_does_not_fit_is_quarantined(
     assert [(c.version, c.refused) for c in report.schema_changes] == [(2, f"schema 2: {why}"), (3, None)]
 
 
+def test_an_array_has_the_dimensions_that_are_declared(log: SqliteLog, lake: Lake, recorded: Any) -> None:
+    """The database's type does not say how many there are."""
+    version = recorded(("v", "list<int64>"))
+    for n, value in enumerate([[[1, 2], [3, 4]], [], [5], None, [["x"]]]):
+        append(log, change("c", n, n + 1, schema=version, v=value))
+    ran(log, lake, ("v", "list<list<int64>>"))
+    assert landed(lake, "id", "v") == [(0, [[1, 2], [3, 4]]), (1, []), (3, None)]
+
+
 def test_a_table_is_emptied_whatever_its_columns_are(log: SqliteLog, lake: Lake, recorded: Any) -> None:
     append(log, change("c", 1, 1, schema=recorded(("v", "timestamp")), v=0))
     bad = recorded(("v", "date"))
