@@ -25,12 +25,11 @@ from streaming.landing_batches import (
     LandingError,
     LostLogError,
     PartitionLanding,
-    SchemaChange,
     Step,
     landed_schema,
     make_tables,
 )
-from streaming.landing_schemas import Schemas, land_schemas, was_added
+from streaming.landing_schemas import SchemaChange, Schemas, land_schemas
 from streaming.landing_types import typed_sql
 from streaming.log import ChangeLog, TopicPartition
 from streaming.log_writer import RetryableLogError
@@ -119,26 +118,15 @@ def land(source: Source, log: ChangeLog, lake: Lake, batch_rows: int) -> Landing
 def schema_changes(source: Source, log: ChangeLog, lake: Lake, after: int) -> Sequence[SchemaChange]:
     """The versions of a captured table's schema beyond `after` that have landed, whoever landed them.
 
-    Of the first one there is nothing to say. Where `after` is none that there is, the history was begun anew.
+    Where `after` is none that there is, the history was begun anew.
     """
-    contract, schemas = contract_of(source), Schemas(source, log)
+    contract = contract_of(source)
     table = lake.table(contract.table)
-    landed = landed_schema(table, log.partitions(contract.topic))
-    if landed in (0, after):
+    until = landed_schema(table, log.partitions(contract.topic))
+    if until in (0, after):
         return ()
-    told = after if after < landed else 0
-    numbers = frozenset(range(max(told, 1), landed + 1))
     found = pa.schema(table.schema().to_arrow())
-    misfits = schemas.contract(contract, numbers, found).misfits
-    added = {column.name for column in found if was_added(column)}
-    changes, before = [], added
-    for version in schemas.versions(numbers):
-        names = {column.name for column in version.schema.columns}
-        if version.number > max(told, 1) or (version.number > told and version.number in misfits):
-            new, why = tuple(sorted(names & added - before)), misfits.get(version.number)
-            changes.append(SchemaChange(version.number, version.epoch, version.position, version.changed, new, why))
-        before = names
-    return changes
+    return Schemas(source, log).changes(contract, found, after if after < until else 0, until)
 
 
 def landed_version(source: Source, lake: Lake) -> str | None:

@@ -25,7 +25,7 @@ from catalog.keys import Key
 from lake.tables import ConcurrentWriteError, Lake
 from streaming.contract import QUARANTINE_SCHEMA, Checked, Contract, check
 from streaming.landing_order import Place
-from streaming.landing_schemas import Schemas, was_added
+from streaming.landing_schemas import SchemaChange, Schemas, was_added
 from streaming.landing_unchanged import Unchanged
 from streaming.locks import exclusive
 from streaming.log import ChangeLog, TopicPartition, next_offset
@@ -35,7 +35,6 @@ __all__ = [
     "LandingError",
     "LostLogError",
     "PartitionLanding",
-    "SchemaChange",
     "Step",
     "accept_log",
     "landed_schema",
@@ -81,28 +80,13 @@ class ChangedColumnsError(LandingError):
 
 
 @dataclass(frozen=True)
-class SchemaChange:
-    """A version of a captured table's columns that came into force: what changed, from where in the source's history.
-
-    `added` columns are in the table from here on; `refused` says why rows of this version cannot land, if so.
-    """
-
-    version: int
-    epoch: int
-    position: int
-    changed: tuple[str, ...]
-    added: tuple[str, ...] = ()
-    refused: str | None = None
-
-
-@dataclass(frozen=True)
 class Step:
     """One batch that is in the lake: `read` records up to offset `until`."""
 
     read: int
     until: int
     checked: Checked
-    changes: tuple[SchemaChange, ...]
+    changes: Sequence[SchemaChange]
 
 
 @dataclass(frozen=True)
@@ -126,15 +110,6 @@ class _Mark:
         """As application ids of a Delta transaction, which hold an integer each."""
         values = (self.offset, *(self.place or (None, None, None)), self.version or None, self.topic)
         return {name: value for name, value in zip(_names(source), values, strict=True) if value is not None}
-
-    def lost(self, table: Key, source: TopicPartition, end: int, topic: int | None) -> LostLogError | None:
-        """Why this is of another log than the one whose partition ends at `end`, if it is."""
-        landed = f"{table.dotted} was landed up to offset {self.offset} of {source}"
-        if self.offset > end:
-            return LostLogError(f"{landed}, but that log ends at {end}")
-        if self.offset and None not in (self.topic, topic) and self.topic != topic:
-            return LostLogError(f"{landed}, but that topic was made anew since, and what it has below was never landed")
-        return None
 
 
 def _names(source: TopicPartition) -> tuple[str, ...]:
@@ -183,7 +158,8 @@ class PartitionLanding:
     def _step(self, max_rows: int) -> Step | None:
         mark = self._mark
         topic = self._log.identity(self.source.topic)
-        if lost := mark.lost(self._declared.table, self.source, self._log.end(self.source), topic):
+        end = self._log.end(self.source)
+        if lost := _lost(self._declared.table, self.source, mark.offset, end, mark.topic, topic):
             raise lost
         records = self._log.read(self.source, mark.offset, max_rows)
         if not records.num_rows:
@@ -236,35 +212,18 @@ class PartitionLanding:
         )
         return check(contract, self.source.partition, records, mark.place, unchanged.fill)
 
-    def _changes(self, versions: frozenset[int], table: DeltaTable) -> tuple[SchemaChange, ...]:
-        """The versions that no partition of the topic has landed before, and those before them of which no row has come
-        yet or ever will; of the first one there is nothing to say.
-        """
+    def _changes(self, versions: frozenset[int], table: DeltaTable) -> Sequence[SchemaChange]:
+        """Up to the highest of these versions, what no partition of the topic has landed before."""
         if self._schemas is None or not versions or max(versions) <= self._mark.version:
             return ()
         known = landed_schema(table, self._log.partitions(self.source.topic))
-        if known:
-            versions = frozenset(range(known + 1, max(versions) + 1))
-        contract = self._contract_of(versions)
-        there = {field.name for field in table.schema().fields}
-        added = {field.name for field in contract.fields if field.name not in there}
-        return tuple(
-            SchemaChange(
-                version.number,
-                version.epoch,
-                version.position,
-                version.changed,
-                tuple(column.name for column in version.schema.columns if column.name in added),
-                contract.misfits.get(version.number),
-            )
-            for version in self._schemas.versions(versions)
-            if version.number > max(known, 1) or (version.number > known and version.number in contract.misfits)
-        )
+        found = pa.schema(table.schema().to_arrow())
+        return self._schemas.changes(self._declared, found, known, max(versions)) if known < max(versions) else ()
 
 
 def landed_schema(table: DeltaTable, sources: Sequence[TopicPartition]) -> int:
     """The highest version of the captured table's schema of which anything has landed; 0 when none has."""
-    return max((_Mark.read(table, source).version for source in sources), default=0)
+    return max((table.transaction_version(f"{source}/schema") or 0 for source in sources), default=0)
 
 
 def make_tables(contract: Contract, sources: Sequence[TopicPartition], lake: Lake) -> None:
@@ -294,9 +253,24 @@ def refusal(contract: Contract, log: ChangeLog, lake: Lake) -> LandingError | No
     if not sources and (lake.rows(contract.table) or lake.rows(contract.quarantine)):
         return LostLogError(f"{contract.table.dotted} was landed from {contract.topic}, but the log has no such topic")
     table, topic = lake.table(contract.table), log.identity(contract.topic)
+    offsets = {source: table.transaction_version(str(source)) or 0 for source in sources}
+    # Each look through Delta's log takes milliseconds, and all that has landed is of the same topic.
+    landed = next((table.transaction_version(f"{source}/topic") for source, offset in offsets.items() if offset), None)
     for source, end in log.ends(sources).items():
-        if lost := _Mark.read(table, source).lost(contract.table, source, end, topic):
+        if lost := _lost(contract.table, source, offsets[source], end, landed, topic):
             return lost
+    return None
+
+
+def _lost(
+    table: Key, source: TopicPartition, offset: int, end: int, landed: int | None, topic: int | None
+) -> LostLogError | None:
+    """Why what has landed, up to `offset` of the topic `landed`, is of another log than this one, if it is."""
+    found = f"{table.dotted} was landed up to offset {offset} of {source}"
+    if offset > end:
+        return LostLogError(f"{found}, but that log ends at {end}")
+    if offset and None not in (landed, topic) and landed != topic:
+        return LostLogError(f"{found}, but that topic was made anew since, and what it has below was never landed")
     return None
 
 
@@ -307,9 +281,11 @@ def accept_log(contract: Contract, log: ChangeLog, lake: Lake) -> None:
     """
     table, topic = lake.table(contract.table), log.identity(contract.topic)
     accepted: dict[str, int] = {}
-    for source, end in log.ends(log.partitions(contract.topic)).items():
+    if not (sources := log.partitions(contract.topic)):
+        raise LostLogError(f"{contract.table.dotted} is landed from {contract.topic}, but the log has no such topic")
+    for source, end in log.ends(sources).items():
         mark = replace(_Mark.read(table, source), topic=topic)
-        if lost := mark.lost(contract.table, source, end, topic):
+        if lost := _lost(contract.table, source, mark.offset, end, topic, topic):
             raise lost
         accepted |= mark.transactions(source)
     lake.append(contract.table, contract.schema.empty_table(), accepted, onto=table)

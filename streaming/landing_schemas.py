@@ -25,7 +25,7 @@ from streaming.capture.tables import CapturedColumn, TableSchema, schemas_topic
 from streaming.contract import ADDED, Contract, Field
 from streaming.log import ChangeLog, next_offset
 
-__all__ = ["SCHEMAS_SCHEMA", "Schemas", "Version", "land_schemas", "was_added"]
+__all__ = ["SCHEMAS_SCHEMA", "SchemaChange", "Schemas", "Version", "land_schemas", "was_added"]
 
 SCHEMAS_SCHEMA = pa.schema(
     [
@@ -59,6 +59,21 @@ class Version:
     position: int
 
 
+@dataclass(frozen=True)
+class SchemaChange:
+    """A version of a captured table's columns that came into force: what changed, from where in the source's history.
+
+    `added` columns are in the table from here on; `refused` says why rows of this version cannot land, if so.
+    """
+
+    version: int
+    epoch: int
+    position: int
+    changed: tuple[str, ...]
+    added: tuple[str, ...] = ()
+    refused: str | None = None
+
+
 class Schemas:
     """The recorded versions of one source's table; read from the log when a record names one that is not known."""
 
@@ -83,9 +98,23 @@ class Schemas:
                     keys_fit.add(version)
         return replace(declared, fields=tuple(fields), misfits=misfits, keys_fit=frozenset(keys_fit))
 
-    def versions(self, numbers: frozenset[int]) -> list[Version]:
-        """Those of them that are recorded, in order."""
-        return [self._versions[number] for number in sorted(numbers & self._versions.keys())]
+    def changes(self, declared: Contract, found: pa.Schema, after: int, until: int) -> Sequence[SchemaChange]:
+        """The recorded versions beyond `after`, up to `until`, whether or not a row of them has ever come.
+
+        Of the first one there is nothing to say, unless its rows cannot land.
+        """
+        numbers = frozenset(range(max(after, 1), until + 1))
+        contract = self.contract(declared, numbers, found)
+        added = {field.name for field in contract.fields if field.added}
+        changes, before = [], added
+        for number in sorted(numbers & self._versions.keys()):
+            version, why = self._versions[number], contract.misfits.get(number)
+            names = {column.name for column in version.schema.columns}
+            if number > max(after, 1) or (number > after and why is not None):
+                new = tuple(column.name for column in version.schema.columns if column.name in added - before)
+                changes.append(SchemaChange(number, version.epoch, version.position, version.changed, new, why))
+            before = names
+        return changes
 
     def _refresh(self) -> None:
         for found, _, _ in _records(self._source.system, self._log, {}):

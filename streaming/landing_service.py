@@ -21,8 +21,8 @@ from catalog.keys import Key
 from catalog.spec import Source
 from lake.tables import Lake, LakeError
 from streaming.landing import GROUP, LandingReport, contract_of, land
-from streaming.landing_batches import LandingError, PartitionLanding, SchemaChange, Step, make_tables, refusal
-from streaming.landing_schemas import Schemas, land_schemas
+from streaming.landing_batches import LandingError, PartitionLanding, Step, make_tables, refusal
+from streaming.landing_schemas import SchemaChange, Schemas, land_schemas
 from streaming.log import ChangeLog, LogError, Membership, TopicPartition
 from streaming.log_writer import RetryableLogError, UnknownTopicError
 

@@ -28,7 +28,7 @@ from streaming.kafka_config import KafkaAddress, TopicShape, parse_log_url
 from streaming.kafka_log import KafkaLog
 from streaming.kafka_writer import KafkaWriter
 from streaming.landing import contract_of
-from streaming.landing_batches import PartitionLanding, make_tables
+from streaming.landing_batches import PartitionLanding, make_tables, refusal
 from streaming.landing_service import Lander, Options, land_once
 from streaming.log import TopicPartition
 from streaming.log_writer import RetryableLogError
@@ -192,10 +192,14 @@ def test_a_topic_made_anew_is_not_landed_behind_the_former_ones_offset_until_it_
         shop.changes(10)
     assert landed(home, catalog, broker.url) == (0, ["landed"])
     gone(address, shop.topic)
+    assert landed(home, catalog, broker.url, "--accept-log", "things") == (1, [])  # there is none to go on in
     with closing(KafkaWriter(address, TopicShape(partitions=1))) as writer:
         shop = Shop(system, writer)
         shop.changes(25)
     assert landed(home, catalog, broker.url) == (1, ["refused"])
+    with KafkaLog(address) as log:
+        found = refusal(contract_of(load_catalog(catalog).sources[0]), log, Lake(home / "lake"))
+    assert "made anew" in str(found)  # what status shows
     assert Lake(home / "lake").rows(table) == 10
     assert landed(home, catalog, broker.url, "--accept-log", "nothing") == (2, [])
     assert landed(home, catalog, broker.url, "--accept-log", "things") == (0, ["log accepted", "landed"])
