@@ -207,7 +207,7 @@ class Sink:
         """The table was emptied: said to every partition, for no key is."""
         if table.window is not None:
             table.window.truncated = (self._tx, self._commit)
-        self._order += 1
+        self._count(table)
         for partition in range(table.partitions):
             self._emit(table, b"t", None, _NULL, _NULL, row_source, partition)
 
@@ -221,11 +221,8 @@ class Sink:
         row_source: bytes,
         partition: int | None = None,
     ) -> None:
-        if table.tx != self._tx_number:
-            self._first_of_transaction(table)
         if partition is None:
-            self._order += 1
-        table.collection_order += 1
+            self._count(table)
         value = (
             b'{"before":%b,"after":%b,"source":%b%d}%b},"transaction":{"id":"%b","total_order":%d,'
             b'"data_collection_order":%d},"op":"%b"%b'
@@ -243,6 +240,13 @@ class Sink:
             )
         )
         self._send(table, key, value, partition)
+
+    def _count(self, table: Table) -> None:
+        """One more event of the transaction, and of the table in it: however many partitions are told of it."""
+        if table.tx != self._tx_number:
+            self._first_of_transaction(table)
+        self._order += 1
+        table.collection_order += 1
 
     def _first_of_transaction(self, table: Table) -> None:
         table.tx, table.collection_order = self._tx_number, 0

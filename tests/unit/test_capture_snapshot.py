@@ -239,3 +239,28 @@ def test_every_interleaving_ends_with_the_sources_rows(keyed):
     for seed in range(150):
         found, wanted, _ = run(seed, keyed)
         assert found == wanted, seed
+
+
+def test_a_truncation_is_one_event_of_its_transaction_however_many_partitions_are_told_of_it():
+    log = Log()
+    sink = Sink("s", "test", "db", log, SchemaHistory("s"), topic=lambda name: name)
+    sink.schema(TableSchema("public", "t", COLUMNS, ("id",)))
+    table = sink.tables["public.t"]
+    sink.begin(1, b"1", 1, 1000, b"")
+    sink.row(table, b"c", _key(1), b"null", _row(1, 1), b"")
+    sink.truncate(table, b"")
+    sink.row(table, b"c", _key(2), b"null", _row(2, 2), b"")
+    sink.end(1, {"at": 1})
+    found = {(change["op"], *_numbers(change)) for change in _changes(log)}
+    assert found == {("c", 1, 1), ("t", 2, 2), ("c", 3, 3)}
+    assert sum(change["op"] == "t" for change in _changes(log)) == PARTITIONS
+
+
+def _changes(log: Log) -> list[dict[str, Any]]:
+    kept = [record for (topic, _), kept in log.records.items() if topic == "public.t" for record in kept]
+    return [json.loads(record.value) for record in kept if record.value is not None]
+
+
+def _numbers(change: Mapping[str, Any]) -> tuple[int, int]:
+    transaction = change["transaction"]
+    return transaction["total_order"], transaction["data_collection_order"]
