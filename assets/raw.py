@@ -82,7 +82,7 @@ def _connectors(catalog: Catalog, settings: Settings) -> dict[str, dict[str, Any
     from streaming.stream_status import source_state
 
     states = [source_state(settings, system) for system in dict.fromkeys(s.system for s in catalog.sources)]
-    numbers = ("sent_rows", "behind_bytes", "retained_bytes", "limit_bytes")
+    numbers = ("sent_rows", "rows_per_s", "lag_rows", "lag_bytes", "lag_s", "retained_bytes", "limit_bytes")
     return {
         state.system: {
             "position": dict(state.position),
@@ -133,7 +133,8 @@ def _raw_asset(source: Source) -> dg.AssetsDefinition:
         result = build(context, platform, key, {"landed": version}, landed)
         new = {"landed": report.landed, "quarantined": report.quarantined, "repeated": report.repeated}
         state = landing_state(source, platform.log, platform.lake, platform.clock.now())
-        behind = {"lag_rows": state.lag_rows, "lag_bytes": state.lag_bytes, "lag_s": state.lag_s}
+        behind: dict[str, Any] = {"lag_rows": state.lag_rows, "lag_bytes": state.lag_bytes, "lag_s": state.lag_s}
+        behind |= {"rows_per_s": state.rows_per_s, "last_event": str(state.last_event_at)}
         totals = {"quarantined_rows": state.quarantined_rows, "position": dict(state.position)}
         return result._replace(metadata={**(result.metadata or {}), **new, **behind, **totals, **watch.metadata()})
 

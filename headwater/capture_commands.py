@@ -131,12 +131,13 @@ def status(*, as_json: bool, prometheus: bool) -> None:
 
 def _show(found: StreamStatus) -> None:
     if found.sources:
-        columns = ["source", "state", "position", "sent rows", "rows/s", "last event", "behind bytes", "retained bytes"]
+        columns = ["source", "state", "position", "sent rows", "rows/s", "last event", "lag rows", "lag bytes", "lag s",
+                   "retained bytes"]  # fmt: skip
         show_table(
             columns,
             [
                 [s.system, s.state, _place(s.position), s.sent_rows, s.rows_per_s, s.last_event_at,
-                 s.behind_bytes, s.retained_bytes]
+                 _about(s.lag_rows), s.lag_bytes, s.lag_s, s.retained_bytes]
                 for s in found.sources
             ],
         )  # fmt: skip
@@ -147,14 +148,31 @@ def _show(found: StreamStatus) -> None:
         click.echo()
     if found.log_problem:
         return
-    columns = ["topic", "table", "rows", "quarantined", "lag rows", "lag bytes", "lag s"]
+    columns = ["topic", "table", "rows", "rows/s", "last event", "quarantined", "lag rows", "lag bytes", "lag s"]
     show_table(
         columns,
-        [[c.topic, c.table, c.rows, c.quarantined_rows, c.lag_rows, c.lag_bytes, c.lag_s] for c in found.consumers],
+        [
+            [
+                c.topic,
+                c.table,
+                c.rows,
+                c.rows_per_s,
+                c.last_event_at,
+                c.quarantined_rows,
+                c.lag_rows,
+                c.lag_bytes,
+                c.lag_s,
+            ]
+            for c in found.consumers
+        ],
     )
     if dead := [[d.system, table, count] for d in found.dead_letters for table, count in d.waiting.items()]:
         click.echo()
         show_table(["system", "table", "dead letters"], dead)
+
+
+def _about(rows: int | None) -> str | None:
+    return f"~{rows}" if rows else None if rows is None else "0"
 
 
 def _place(position: Mapping[str, Any]) -> str:

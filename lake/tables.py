@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
@@ -121,6 +122,31 @@ class Lake:
 
     def rows(self, key: Key) -> int:
         return int(self.connect([key]).sql(f"select count(*) from {quoted(key)}").fetchall()[0][0])
+
+    def appended(self, key: Key, last_s: float) -> int:
+        """How many rows were appended within the last seconds of the system's clock. Raises MissingTableError."""
+        table, since_ms, asked = self.table(key), (time.time() - last_s) * 1000, 8
+        while True:
+            commits = table.history(asked)
+            recent = [commit for commit in commits if commit["timestamp"] >= since_ms]
+            if len(recent) < asked:
+                break
+            asked *= 4
+        return sum(int(commit["operationMetrics"]["num_added_rows"]) for commit in recent if _appends(commit))
+
+    def newest(self, key: Key, column: str) -> Any:
+        """The largest value of a column among what was written last; None without any. Raises MissingTableError."""
+        table = self.table(key)
+        written = pa.table(table.get_add_actions()).select(["path", "modification_time"]).to_pylist()
+        last = max(written, key=lambda file: file["modification_time"], default=None)
+        if last is None:
+            return None
+        # Delta's own statistics are of a table's first 32 columns only.
+        footer = pq.read_metadata(self.path(key) / unquote(last["path"]))
+        groups = map(footer.row_group, range(footer.num_row_groups))
+        chunks = (group.column(place) for group in groups for place in range(group.num_columns))
+        found = [chunk.statistics for chunk in chunks if chunk.path_in_schema == column and chunk.statistics]
+        return max((statistics.max for statistics in found if statistics.has_min_max), default=None)
 
     def offset(self, key: Key, app_id: str) -> int:
         """The log offset that was committed with the table's rows; 0 before the first commit."""
@@ -271,6 +297,10 @@ def quoted(key: Key) -> str:
 def parquet_files(table: DeltaTable) -> list[str]:
     """The paths of a local table's files. delta-rs gives them percent-encoded: in a home with a space none is found."""
     return [unquote(uri) for uri in table.file_uris()]
+
+
+def _appends(commit: Mapping[str, Any]) -> bool:
+    return bool(commit["operation"] == "WRITE" and commit["operationParameters"]["mode"] == "Append")
 
 
 def _sizes(table: DeltaTable) -> Mapping[str, int]:

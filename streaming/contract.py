@@ -81,6 +81,11 @@ class Contract:
     misfits: Mapping[int, str] = field(default_factory=dict)
     keys_fit: frozenset[int] = frozenset()
 
+    @property
+    def event_column(self) -> str:
+        """When it happened, in the landed table."""
+        return "event_at" if self.envelope else "served_at"
+
     @cached_property
     def schema(self) -> pa.Schema:
         """The landed table: the record's own columns, then where and when it came from, then what was added."""

@@ -20,13 +20,18 @@ __all__ = ["ConsumerState", "QuarantineState", "landing_state", "quarantine_stat
 
 # A consumer is stalled when what it has not read is older than this.
 _STALLED_S = 15.0
+# Over how long the throughput is taken.
+_RATE_S = 60.0
 # How many different problems of one table's quarantine a line names.
 _NAMED = 3
 
 
 @dataclass(frozen=True)
 class ConsumerState:
-    """One consumer group on one topic, its partitions summed. `lag_s`: the age of the first record it has not read."""
+    """One consumer group on one topic, its partitions summed. `lag_s`: the age of the first record it has not read.
+
+    `rows_per_s`: of the last minute, by the system's clock. `last_event_at`: of the changes that landed last.
+    """
 
     group: str
     topic: str
@@ -36,6 +41,8 @@ class ConsumerState:
     lag_bytes: int
     lag_s: float
     rows: int
+    rows_per_s: float
+    last_event_at: datetime | None
     quarantined_rows: int
     problem: str | None
     remedy: str | None
@@ -108,6 +115,8 @@ def _consumer(contract: Contract, log: ChangeLog, lake: Lake, now: datetime) -> 
         lag_bytes=sum(lag.behind_bytes for lag in lags.values()),
         lag_s=round(lag_s, 3),
         rows=lake.rows(table) if lake.exists(table) else 0,
+        rows_per_s=round(lake.appended(table, _RATE_S) / _RATE_S, 1) if lake.exists(table) else 0.0,
+        last_event_at=lake.newest(table, contract.event_column) if lake.exists(table) else None,
         quarantined_rows=lake.rows(quarantine) if lake.exists(quarantine) else 0,
         problem=problem,
         remedy=remedy,

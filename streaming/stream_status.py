@@ -6,6 +6,7 @@ asked whether they run or not, from any process of the same HEADWATER_HOME.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -45,19 +46,25 @@ _LOG_AWAY = (
 class SourceState:
     """One captured system. Bytes are of the server's own log: what it keeps for us, and how far its end is ahead.
 
-    While no connector can say so, the server itself was asked. `bounded`: whether there is a limit at all.
+    `position`: where to resume, in the server's own terms; `log_position`: as one number, which grows. While no
+    connector can say so, the server itself was asked. `bounded`: whether there is a limit at all. `lag_s`: the
+    seconds since everything that had been committed by then was in our log; 0 while nothing more is known to be.
+    `lag_rows`: about so many, for nobody can count them without reading: from what a row took so far.
     """
 
     system: str
     running: bool
     state: str
     position: Mapping[str, Any]
+    log_position: int
     epoch: int
     sent_rows: int
     rows_per_s: float
     last_event_at: datetime | None
     reported_at: datetime | None
-    behind_bytes: int | None
+    lag_rows: int | None
+    lag_bytes: int | None
+    lag_s: float | None
     retained_bytes: int | None
     limit_bytes: int | None
     bounded: bool
@@ -167,7 +174,7 @@ def source_state(settings: Settings, system: str) -> SourceState:
     found = last_status(settings, system)
     if found is None:
         return SourceState(
-            system, False, "never ran", {}, 0, 0, 0.0, None, None, None, None, None, True, {}, {},
+            system, False, "never ran", {}, 0, 0, 0, 0.0, None, None, None, None, None, None, None, True, {}, {},
             "no connector has run here", f"Start `headwater capture {system}`",
         )  # fmt: skip
     reported = _instant(found["at_us"])
@@ -178,17 +185,21 @@ def source_state(settings: Settings, system: str) -> SourceState:
         retained, lost = None, error
     silent = datetime.now(UTC).replace(tzinfo=None) - (reported or datetime.min)
     problem, remedy = _source_problem(found, system, silent, retained, lost)
+    lag_s = _lag_s(found, retained)
     return SourceState(
         system=system,
         running=found["running"],
         state=found["state"] if found["running"] else "stopped",
         position={name: value for name, value in found["resume"].items() if isinstance(value, int | str)},
+        log_position=found["position"],
         epoch=found["epoch"],
         sent_rows=found["rows"],
         rows_per_s=found.get("rows_per_s", 0.0) if found["running"] else 0.0,
         last_event_at=_instant(found["last_event_us"]),
         reported_at=reported,
-        behind_bytes=retained.behind_bytes if retained else None,
+        lag_rows=_lag_rows(found, retained, lag_s),
+        lag_bytes=retained.behind_bytes if retained else None,
+        lag_s=lag_s,
         retained_bytes=retained.retained_bytes if retained else None,
         limit_bytes=retained.limit_bytes if retained else None,
         bounded=retained is None or retained.bounded,
@@ -212,6 +223,24 @@ def _retained(settings: Settings, system: str, found: Mapping[str, Any]) -> Reta
     if settings.shop_url is None or not found["resume"] or (said and found["running"] and not found["problem"]):
         return said
     return ask_retained(settings, system, found["resume"]) or said
+
+
+def _lag_s(found: Mapping[str, Any], retained: Retained | None) -> float | None:
+    """None when that is not known: there was no look at the server yet, or it cannot be asked."""
+    if found["running"] and not found["problem"]:
+        at_us, behind = found["at_us"], found["behind"]
+    else:
+        at_us, behind = time.time_ns() // 1000, retained is None or retained.end > found["position"]
+    if not behind:
+        return 0.0 if found["level_us"] else None
+    since_us = found["level_us"] or found["last_event_us"]
+    return round(max(at_us - since_us, 0) / 1e6, 3) if since_us else None
+
+
+def _lag_rows(found: Mapping[str, Any], retained: Retained | None, lag_s: float | None) -> int | None:
+    if lag_s == 0:
+        return 0
+    return round(retained.behind_bytes / found["row_bytes"]) if retained and found["row_bytes"] else None
 
 
 def _source_problem(
@@ -249,6 +278,10 @@ def _instant(us: int | None) -> datetime | None:
     return datetime(1970, 1, 1) + timedelta(microseconds=us) if us else None
 
 
+def _s(instant: datetime | None) -> float | None:
+    return instant.replace(tzinfo=UTC).timestamp() if instant else None
+
+
 def prometheus_text(status: StreamStatus) -> str:
     """The numbers in Prometheus' text format."""
     lines: list[str] = []
@@ -265,7 +298,11 @@ def prometheus_text(status: StreamStatus) -> str:
     family("capture_running", "Whether a connector runs.", [(at, float(s.running)) for at, s in sources])
     family("capture_sent_rows", "Records sent by this process.", [(at, s.sent_rows) for at, s in sources])
     family("capture_rows_per_second", "Records sent in the last second.", [(at, s.rows_per_s) for at, s in sources])
-    family("capture_behind_bytes", "Server's log not confirmed by us.", [(at, s.behind_bytes) for at, s in sources])
+    family("capture_position", "In the server's log.", [(at, s.log_position) for at, s in sources])
+    family("capture_last_event_seconds", "When that was, since 1970.", [(at, _s(s.last_event_at)) for at, s in sources])
+    family("capture_lag_rows", "Rows not sent, estimated.", [(at, s.lag_rows) for at, s in sources])
+    family("capture_lag_bytes", "Server's log not confirmed by us.", [(at, s.lag_bytes) for at, s in sources])
+    family("capture_lag_seconds", "Since all there was had been sent.", [(at, s.lag_s) for at, s in sources])
     family("capture_retained_bytes", "Server's log kept for us.", [(at, s.retained_bytes) for at, s in sources])
     family("capture_limit_bytes", "At which it stops keeping it.", [(at, s.limit_bytes) for at, s in sources])
     family("capture_bounded", "Whether there is such a limit.", [(at, float(s.bounded)) for at, s in sources])
@@ -275,6 +312,10 @@ def prometheus_text(status: StreamStatus) -> str:
         [(at, float(bool(s.problem or s.refused))) for at, s in sources],
     )
     consumers = [({"group": c.group, "topic": c.topic}, c) for c in status.consumers]
+    places = [({**at, "partition": p}, offset) for at, c in consumers for p, offset in c.position.items()]
+    family("consumer_position", "The next offset to read.", places)
+    family("consumer_last_event_seconds", "As capture's.", [(at, _s(c.last_event_at)) for at, c in consumers])
+    family("consumer_rows_per_second", "Landed within the last minute.", [(at, c.rows_per_s) for at, c in consumers])
     family("lag_rows", "Records not read.", [(at, c.lag_rows) for at, c in consumers])
     family("lag_bytes", "Bytes not read.", [(at, c.lag_bytes) for at, c in consumers])
     family("lag_seconds", "Age of the first record not read.", [(at, c.lag_s) for at, c in consumers])

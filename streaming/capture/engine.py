@@ -19,6 +19,7 @@ import orjson
 
 from streaming.capture.checkpoint import Checkpoint, TableProgress, state_topic
 from streaming.capture.errors import AnotherServer, Halt, Retryable
+from streaming.capture.pace import Pace
 from streaming.capture.sink import Sink
 from streaming.capture.snapshot import Snapshotter
 from streaming.capture.source import Retained, Source
@@ -54,7 +55,8 @@ class Options:
 class Status:
     """What a connector is doing, for whoever asks: `state` streaming, snapshotting, waiting (with `problem`).
 
-    `refused`: declared tables that are not captured, each with the fields of its Halt.
+    `refused`: declared tables that are not captured, each with the fields of its Halt. `level_us`, `behind`: see Pace.
+    `row_bytes`: of the server's log, whosever changes are in it, for each row that was streamed; None before the first.
     """
 
     system: str
@@ -64,6 +66,9 @@ class Status:
     epoch: int
     rows: int
     last_event_us: int
+    level_us: int
+    behind: bool
+    row_bytes: float | None
     tables: Mapping[str, TableProgress]
     refused: Mapping[str, Mapping[str, str]]
     retained: Retained | None
@@ -133,6 +138,7 @@ class _Attempt:
         self._snapshotter: Snapshotter | None = None
         self._saved: Checkpoint | None = None
         self._retained: Retained | None = None
+        self._pace = Pace()
 
     def run(self, capture: Capture, stop: threading.Event, *, once: bool) -> None:
         writer = capture._open_writer()
@@ -220,10 +226,11 @@ class _Attempt:
                 self._save(sink, snapshotter)
                 saved = now
             if now - measured >= options.look_s:
-                self._measure(capture)
+                self._measure(capture, sink)
                 measured = now
             if now - published >= 1:
                 self._take_requests(capture, snapshotter)
+                self._pace.reach(sink.position)
                 capture._publish(self.status(None))
                 published = now
             if once and not snapshotter.busy:
@@ -248,8 +255,9 @@ class _Attempt:
         self._saved = saved
         self._source.confirm(resume)
 
-    def _measure(self, capture: Capture) -> None:
+    def _measure(self, capture: Capture, sink: Sink) -> None:
         self._retained = found = self._source.retained()
+        self._pace.look(found, sink.position, time.time_ns() // 1000)
         if found.limit_bytes and found.retained_bytes > self._options.retained_alarm * found.limit_bytes:
             capture._say(
                 f"ALARM: the server keeps {found.retained_bytes} bytes for this connector, and at {found.limit_bytes} "
@@ -268,6 +276,7 @@ class _Attempt:
 
     def status(self, problem: str | None) -> Status:
         sink, snapshotter = self._sink, self._snapshotter
+        streamed = sink.rows - sink.read_rows if sink else 0
         state = "waiting" if problem else "snapshotting" if snapshotter and snapshotter.busy else "streaming"
         return Status(
             system=self._source.system,
@@ -277,6 +286,9 @@ class _Attempt:
             epoch=sink.epoch if sink else 0,
             rows=sink.rows if sink else 0,
             last_event_us=sink.last_event_us if sink else 0,
+            level_us=self._pace.level_us,
+            behind=self._pace.behind,
+            row_bytes=self._source.read_bytes / streamed if streamed else None,
             tables=dict(snapshotter.progress) if snapshotter else {},
             refused={
                 name: {"found": error.found, "remedy": error.remedy, "runbook": error.runbook}

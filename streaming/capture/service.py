@@ -51,14 +51,22 @@ _ASKED_WITHIN_S = 2
 _NOTHING: Mapping[str, Any] = {
     "state": "waiting",
     "problem": None,
+    "position": 0,
     "resume": {},
     "epoch": 0,
     "rows": 0,
     "last_event_us": 0,
+    "level_us": 0,
+    "behind": False,
+    "row_bytes": None,
     "tables": {},
     "refused": {},
     "retained": None,
 }
+
+# What a connector cannot say before something has come, and before it is connected.
+_OF_A_STREAM = ("last_event_us", "level_us", "row_bytes")
+_OF_A_CONNECTION = ("position", "resume", "epoch", "tables", "retained")
 
 
 class AlreadyRunning(CaptureError):
@@ -175,7 +183,7 @@ def last_status(settings: Settings, system: str) -> Mapping[str, Any] | None:
         found: dict[str, Any] = json.loads(status_path(settings, system).read_text())
     except FileNotFoundError:
         return None
-    return {**found, "running": is_running(settings, system)}
+    return {**_NOTHING, **found, "running": is_running(settings, system)}
 
 
 def ask_retained(settings: Settings, system: str, resume: Mapping[str, Any]) -> Retained | None:
@@ -218,7 +226,8 @@ class _Watch:
     def publish(self, status: Status) -> None:
         path = status_path(self._settings, self._system)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
-        said = {**asdict(status), **({} if status.resume else _known(path))}
+        said = asdict(status)
+        said |= _known(path, _OF_A_STREAM if status.resume else (*_OF_A_STREAM, *_OF_A_CONNECTION), said)
         draft.write_text(json.dumps({**said, "pid": os.getpid(), "rows_per_s": self._rate(status)}))
         draft.replace(path)
         requests = _requests(self._settings, self._system)
@@ -231,11 +240,10 @@ class _Watch:
             self.stop.set()
 
 
-def _known(path: Path) -> Mapping[str, Any]:
-    """What was known before of what an attempt that did not get as far as to stream cannot say."""
+def _known(path: Path, names: Iterable[str], said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the one before knew of these, as far as this one does not yet."""
     last = json.loads(path.read_text()) if path.exists() else {}
-    names = ("position", "resume", "epoch", "last_event_us", "tables", "retained")
-    return {name: last[name] for name in names if last.get(name)}
+    return {name: last[name] for name in names if last.get(name) and not said[name]}
 
 
 class _Either(threading.Event):

@@ -95,7 +95,7 @@ class Sink:
         self.tables: dict[str, Table] = {}
         self.position = 0
         self.resume: Mapping[str, Any] = {}
-        self.rows = 0
+        self.rows = self.read_rows = 0
         self.last_event_us = 0
         self.recent: deque[int] = deque(maxlen=_REMEMBERED_TRANSACTIONS)
         self.at_boundary: Callable[[], None] | None = None
@@ -372,6 +372,7 @@ class Sink:
             self._put(table.topic, key, value)
             count += 1
         self.rows += count
+        self.read_rows += count
         return count
 
     def empty(self, table: Table, commit: int) -> None:

@@ -67,6 +67,10 @@ class Source(Protocol):
         The others are captured. One that can be by now makes `retained` raise Retryable, so that `prepare` takes it.
         """
 
+    @property
+    def read_bytes(self) -> int:
+        """How much of the server's log has gone by since `open`, whosever changes are in it."""
+
     def identify(self) -> Mapping[str, str]:
         """What tells this server's history from any other's; compared with the checkpoint's."""
 

@@ -90,6 +90,11 @@ class MysqlSource:
         self._streaming: _Streaming | None = None
         self._confirmed: Resume | None = None
 
+    @property
+    def read_bytes(self) -> int:
+        """How much of the binary log has gone by."""
+        return self._streaming.stream.read_bytes if self._streaming else 0
+
     def identify(self) -> Mapping[str, str]:
         """The kind of server only: whether its history is ours is asked of its binary log, by `prepare`.
 

@@ -53,6 +53,7 @@ class Stream:
         self._sink, self._tables, self._again = sink, tables, again
         self._file, self._pos, self._born = resume.file, resume.pos, 0 if by_gtid else resume.born
         self._server = server
+        self._passed = -resume.pos
         self._placed = not by_gtid
         self._state, self._before, self._written = GtidState.parse(resume.gtid), resume.before, resume.written
         self._prepared = dict(resume.prepared)
@@ -91,6 +92,11 @@ class Stream:
     def place(self) -> int:
         """How far the log was read, as the sink's positions."""
         return place(self._file, self._pos)
+
+    @property
+    def read_bytes(self) -> int:
+        """How much of the log has gone by."""
+        return self._passed + self._pos
 
     @property
     def is_placed(self) -> bool:
@@ -141,6 +147,7 @@ class Stream:
     def _on_rotate(self, event: bytes, _: int, end: int) -> None:
         file, position = events.read_rotate(event, end)
         if (file, position) != (self._file, self._pos):
+            self._passed += self._pos - position
             self._file, self._pos, self._born = file, position, 0
             self._maps.clear()
             self._moved()

@@ -49,11 +49,16 @@ class StreamReader:
         """`position`: where the stream begins; `near_id`: any recent transaction's id, in 64 bits."""
         self._stream, self._sink, self._relations, self._watch = stream, sink, relations, watch
         self._timeline, self._last_id = timeline, near_id
-        self._received = self._confirmed = self._last_commit = position
+        self._received = self._confirmed = self._last_commit = self._begun = position
         self.highest_id = 0
         self._clocked = False
         self._row_source = b""
         sink.advance(position - 1, self._resume(position))
+
+    @property
+    def read_bytes(self) -> int:
+        """How much of the write-ahead log has gone by."""
+        return self._received - self._begun
 
     def poll(self, timeout_s: float) -> bool:
         """Hand over what has arrived; waits up to `timeout_s` if nothing has. Returns whether anything had."""

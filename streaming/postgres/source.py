@@ -73,6 +73,11 @@ class PostgresSource:
         """Tables that cannot be captured while the others are."""
         return self._preparation.refused
 
+    @property
+    def read_bytes(self) -> int:
+        """How much of the write-ahead log has gone by."""
+        return self._streaming.reader.read_bytes if self._streaming else 0
+
     def identify(self) -> Mapping[str, str]:
         """The cluster's own number, which its standbys and its restored copies share, and the database."""
         self._closing.callback(self._preparation.close)

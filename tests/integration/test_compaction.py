@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -65,6 +66,19 @@ def test_files_of_an_older_version_are_kept_as_long_as_is_set(tmp_path: Path) ->
     assert now["n"].to_pylist() == [2 * FILES * ROWS]
     with pytest.raises(UnknownVersionError, match=f"version {version} were deleted, 3 days after"):
         query(lake, counted, version=version)
+
+
+def test_what_landed_lately_is_known_without_reading_the_table(tmp_path: Path) -> None:
+    lake, wide = Lake(tmp_path), {f"c{number}": [number] * 2 for number in range(40)}
+    first, last = datetime(2024, 5, 1), datetime(2024, 5, 2)
+    for number in range(FILES):
+        at = [first, last] if number == FILES - 1 else [first, first]
+        lake.append(TABLE, pa.table({**wide, "tags": [["a"], []], "at": pa.array(at, pa.timestamp("us"))}))
+    assert (lake.newest(TABLE, "at"), lake.appended(TABLE, 60)) == (last, 2 * FILES)
+    assert lake.compact(TABLE) == FILES - 1
+    assert (lake.newest(TABLE, "at"), lake.appended(TABLE, 60), lake.appended(TABLE, 0)) == (last, 2 * FILES, 0)
+    lake.overwrite(TABLE, lake.read(TABLE).slice(0, 0))
+    assert lake.newest(TABLE, "at") is None
 
 
 def test_files_are_joined_once_and_rows_stay_once(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from streaming.stream_status import StreamStatus, prometheus_text, stream_status
 NOW = datetime(2024, 5, 1, 12)
 MINUTE = timedelta(minutes=1)
 TOLD = {
-    "state": "streaming", "resume": {"lsn": 7}, "epoch": 1, "rows": 12, "last_event_us": 1, "tables": {},
-    "retained": {"behind_bytes": 3, "retained_bytes": 9, "limit_bytes": 10}, "problem": None,
+    "state": "streaming", "resume": {"lsn": 7}, "position": 7, "epoch": 1, "rows": 12,
+    "last_event_us": 1, "level_us": 1_700_000_000_000_000, "behind": False, "row_bytes": 2.0, "tables": {},
+    "retained": {"behind_bytes": 3, "retained_bytes": 9, "limit_bytes": 10, "end": 9}, "problem": None,
     "at_us": 1_700_000_000_000_000, "pid": 1,
 }  # fmt: skip
 
@@ -62,13 +63,17 @@ def test_a_consumer_that_stands_still_is_a_problem_and_one_that_is_on_time_is_no
         log.append({"cdc.shop.products": product(NOW - MINUTE / 6, "A2")})
         (found,) = [c for c in looked_at(settings, catalog, log).consumers if c.topic == "cdc.shop.products"]
         assert (found.rows, found.lag_rows, found.lag_s, found.problem) == (1, 1, 10.0, None)
+        assert (found.last_event_at, found.rows_per_s) == (NOW - 11 * 60 * MINUTE, pytest.approx(1 / 60, abs=0.05))
         log.append({"cdc.shop.products": product(NOW, "A3")})
         status = stream_status(settings, catalog, log, Lake(settings.lake_dir), NOW + MINUTE)
         (found,) = [c for c in status.consumers if c.topic == "cdc.shop.products"]
         assert (found.group, found.lag_rows, found.lag_s) == (GROUP, 2, 70.0)
         assert found.problem == "the first of 2 records not landed is 70 s old"
         assert any("headwater land" in line for line in status.problems)
-        assert 'headwater_lag_rows{group="landing",topic="cdc.shop.products"} 2' in prometheus_text(status)
+        metrics, at = prometheus_text(status), 'group="landing",topic="cdc.shop.products"'
+        for family in ("lag_rows{%s} 2", 'consumer_position{%s,partition="cdc.shop.products-0"} 1'):
+            assert f"headwater_{family % at}\n" in metrics
+        assert f"headwater_consumer_last_event_seconds{{{at}}} {1714564800 - 11 * 3600}.0\n" in metrics
 
 
 def test_a_source_that_never_ran_has_stopped_or_was_halted_says_what_to_do(settings, catalog):
@@ -87,6 +92,9 @@ def test_a_source_that_never_ran_has_stopped_or_was_halted_says_what_to_do(setti
         status = looked_at(settings, catalog, log)
         (line,) = [line for line in status.problems if line.startswith("source shop, table public.bare: not captured")]
         assert "no replica identity. ALTER TABLE ... (docs/runbooks/postgresql_replica_identity.md)" in line
+        assert (source.lag_bytes, source.lag_rows) == (3, 2)
+        assert (source.lag_s or 0) > 1e6, "since it was in step, by the system's clock"
+        assert 'headwater_capture_position{system="shop"} 7\n' in prometheus_text(looked_at(settings, catalog, log))
         path.write_text(json.dumps({**TOLD, "halted": "the slot is gone"}))
         (source,) = looked_at(settings, catalog, log).sources
         assert (source.problem or "").startswith("the slot is gone; the server keeps 9 bytes")
