@@ -81,18 +81,18 @@ def show(system: str, letter: str, *, as_json: bool) -> None:
     Example:
       headwater dlq show shop 0f3a5b7c9d1e2f40
     """
+    from streaming.dead_letters import whole
     from streaming.record_text import to_text
 
     with _open_log() as log:
-        found = _named(log, system, letter)
-    content = {
-        name: None if raw is None else to_text(raw) for name, raw in (("key", found.key), ("value", found.value))
-    }
-    whole = {**_summary(found), **content}
+        (found,) = whole([_named(log, system, letter)], log)
+    assert found.content is not None
+    content = {name: None if raw is None else to_text(raw) for name, raw in found.content._asdict().items()}
+    shown = {**_summary(found), **content}
     if as_json:
-        show_json(whole)
+        show_json(shown)
     else:
-        show_table(["field", "content"], [list(each) for each in whole.items()])
+        show_table(["field", "content"], [list(each) for each in shown.items()])
 
 
 @dlq.command()
@@ -124,7 +124,7 @@ def replay(
             say(f"headwater: {len(waiting)} records would be put through again; --yes does it")
             return
         with closing(open_writer(current_settings())) as writer:
-            put([each for each in waiting if each.origin.offset is not None], writer)  # from quarantine: now letters
+            put([each for each in waiting if each.content], writer)  # from quarantine: now letters
             writer.flush()
             done = put_through(waiting, log, writer, time.time_ns() // 1_000)
     say(f"headwater: {done.sent} records were put through again, {done.already_there} had been before")
@@ -211,6 +211,6 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
         "offset": origin.offset,
         "position": None if origin.position is None else list(origin.position),
         "at": datetime.fromtimestamp(letter.at_us / 1e6, UTC).isoformat(),
-        "bytes": len(letter.key or b"") + len(letter.value or b""),
+        "bytes": letter.size,
         "replayed": letter.replayed,
     }

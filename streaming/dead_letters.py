@@ -1,4 +1,4 @@
-"""Dead letters: records that could not be carried at all, kept whole in the topic `dlq.<system>` until they can be.
+"""Dead letters: records that could not be carried at all, kept whole in the log until they can be.
 
 What never got into the log, for its size, is a dead letter at once: the connector says so and goes on. What got into it
 but cannot land (it breaks its table's contract, nobody can parse it, its table's schema became incompatible) is in the
@@ -6,10 +6,12 @@ table's quarantine, in the lake, whole; it becomes a letter when it is put throu
 where it came from and when, and under a name that follows from that, so that whoever crashes and says it again says
 nothing new.
 
-A letter is cut into records of a size that any log takes. What became of it is told by later records of the same key:
-`putting` (where its topic ended before it was put through again), `replayed`. A replay that was interrupted looks from
-there on for what it had sent. A record put through again has its letter's name in `source.headwater.replayed`, where it
-has that block: its place is behind the watermark by then, and landing must not take it for a repetition.
+A letter is a record of the topic `dlq.<system>` that says what it is about: who counts the letters reads no more. What
+was to be carried, cut into records of a size that any log takes, is in `dlq.<system>.content` by then. What became of
+it is told by later records of the letter's key: `putting` (where its topic ended before it was put through again),
+`replayed`. A replay that was interrupted looks from there on for what it had sent. A record put through again has its
+letter's name in `source.headwater.replayed`, where it has that block: its place is behind the watermark by then, and
+landing must not take it for a repetition.
 
 Errors: DeadLetterError   a letter does not exist, or its topic does not any more
 """
@@ -18,10 +20,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streaming.record_text import to_bytes, to_text
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from streaming.log_writer import LogWriter
 
 __all__ = [
+    "Content",
     "DeadLetter",
     "DeadLetterError",
     "Origin",
@@ -41,6 +43,7 @@ __all__ = [
     "put",
     "quarantined",
     "replay",
+    "whole",
 ]
 
 # Kafka takes a record of 1 MiB by default; a character takes up to six bytes as JSON.
@@ -71,10 +74,23 @@ class Origin:
         return self.topic.rpartition(".")[2]
 
 
+class Content(NamedTuple):
+    """The record itself."""
+
+    key: bytes | None
+    value: bytes | None
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.key or b"") + len(self.value or b"")
+
+
 @dataclass(frozen=True)
 class DeadLetter:
     """A record that could not be carried. `at_us`: when that was found, microseconds since 1970.
 
+    `size` in bytes; `content` None as long as it was not read from the log (see whole). `parts`: of it, there.
     `putting`: the end of each partition of its topic before it was first put through again; `replayed`: it was.
     """
 
@@ -83,9 +99,10 @@ class DeadLetter:
     reason: str
     at_us: int
     timestamp_us: int
-    key: bytes | None
-    value: bytes | None
-    putting: Mapping[int, int] | None = field(default=None)
+    size: int
+    content: Content | None = None
+    parts: int | None = None
+    putting: Mapping[int, int] | None = None
     replayed: bool = False
 
 
@@ -102,6 +119,10 @@ def dlq_topic(system: str) -> str:
     return f"dlq.{system}"
 
 
+def _content_topic(system: str) -> str:
+    return f"{dlq_topic(system)}.content"
+
+
 def dead_letter(
     origin: Origin, reason: str, *, key: bytes | None, value: bytes | None, timestamp_us: int, at_us: int
 ) -> DeadLetter:
@@ -111,28 +132,56 @@ def dead_letter(
     """
     place = [origin.topic, origin.partition, origin.offset, origin.position]
     told = (key,) if origin.position and key is not None else (key, value)
-    content = [None if each is None else hashlib.sha256(each).hexdigest() for each in told]
-    name = hashlib.sha256(json.dumps([place, content]).encode()).hexdigest()[:16]
-    return DeadLetter(name, origin, reason, at_us, timestamp_us, key, value)
+    hashes = [None if each is None else hashlib.sha256(each).hexdigest() for each in told]
+    name = hashlib.sha256(json.dumps([place, hashes]).encode()).hexdigest()[:16]
+    content = Content(key, value)
+    return DeadLetter(name, origin, reason, at_us, timestamp_us, content.size, content)
 
 
-def put(found: Iterable[DeadLetter], writer: LogWriter) -> None:
+def put(found: Sequence[DeadLetter], writer: LogWriter) -> None:
     """Send letters to their topics; durable after the writer's next flush. Raises LogError."""
-    for letter in found:
-        topic = dlq_topic(letter.origin.system)
-        writer.ensure([topic])
-        for part in _parts(letter):
-            writer.send(topic, letter.id.encode(), part, letter.at_us)
+    if not found:
+        return
+    heads = [(letter, _send_content(letter, writer)) for letter in found]
+    writer.flush()  # a letter that is there is there to its end
+    for letter, parts in heads:
+        _send(letter, _head(letter, parts), writer, letter.at_us)
 
 
 def letters(log: ChangeLog, system: str) -> list[DeadLetter]:
-    """Every letter of the system, oldest first, each once; one that was not written to its end is left out."""
-    known: dict[str, _Pieces] = {}
+    """Every letter of the system without its content, oldest first, each once."""
+    known: dict[str, _Told] = {}
     for source in log.partitions(dlq_topic(system)):
         for _, _, key, value in _records(log, source, log.begin(source)):
-            known.setdefault(key or "", _Pieces()).add(json.loads(value or "{}"))
-    found = [letter for name, pieces in known.items() if (letter := pieces.letter(name, system)) is not None]
+            known.setdefault(key or "", _Told()).add(json.loads(value or "{}"))
+    found = [letter for name, told in known.items() if (letter := told.letter(name, system)) is not None]
     return sorted(found, key=lambda letter: (letter.at_us, letter.id))
+
+
+def whole(found: Sequence[DeadLetter], log: ChangeLog) -> list[DeadLetter]:
+    """The letters with their content. Raises DeadLetterError when the log has not all of it any more."""
+    wanted = {letter.id: letter for letter in found if letter.content is None}
+    pieces: dict[str, dict[int, str]] = {name: {} for name in wanted}
+    for topic in {_content_topic(letter.origin.system) for letter in wanted.values()}:
+        for source in log.partitions(topic):
+            for _, _, key, value in _records(log, source, log.begin(source)):
+                if key in pieces:
+                    part = json.loads(value or "{}")
+                    pieces[key][part["part"]] = part["content"]
+    return [
+        letter if letter.content else replace(letter, content=_joined(letter, pieces[letter.id])) for letter in found
+    ]
+
+
+def _joined(letter: DeadLetter, pieces: Mapping[int, str]) -> Content:
+    parts = letter.parts or 0
+    if len(pieces) < parts:
+        raise DeadLetterError(
+            f"of the content of dead letter {letter.id} the log has only {len(pieces)} of {parts} records any more: "
+            f"retention has deleted from the topic {_content_topic(letter.origin.system)}"
+        )
+    key, value = json.loads("".join(pieces[number] for number in range(parts)))
+    return Content(_raw(key), _raw(value))
 
 
 def quarantined(lake: Lake, system: str, *, table: str | None = None, reason: str = "") -> list[DeadLetter]:
@@ -165,38 +214,40 @@ def replay(found: Sequence[DeadLetter], log: ChangeLog, writer: LogWriter, at_us
 
     Raises LogError: what was put through until then stays so, and the same call goes on with the rest.
     """
-    done: Counter[str] = Counter()
-    for letter in found:
-        done["there" if _put_through(letter, log, writer, at_us) else "sent"] += 1
-    return Replayed(done["sent"], done["there"])
+    waiting = whole([letter for letter in found if not letter.replayed], log)
+    sent = sum(_put_through(letter, log, writer, at_us) for letter in waiting)
+    return Replayed(sent, len(found) - sent)
 
 
 def _put_through(letter: DeadLetter, log: ChangeLog, writer: LogWriter, at_us: int) -> bool:
-    """Returns whether it was there already."""
-    if letter.replayed:
-        return True
-    content = (letter.key, _marked(letter))
+    """Returns whether it was not there already."""
+    assert letter.content is not None
+    content = Content(letter.content.key, _marked(letter.id, letter.content.value))
     if letter.putting is not None and _is_there(content, letter, log):
         _tell(letter, {"replayed": True}, writer, at_us)
-        return True
+        return False
     if letter.putting is None:
         ends = {source.partition: end for source, end in log.ends(log.partitions(letter.origin.topic)).items()}
         _tell(letter, {"putting": ends}, writer, at_us)
     # A record with a key goes where its key's records go by now; one without has to be where it was.
-    partition = letter.origin.partition if letter.key is None else None
+    partition = letter.origin.partition if content.key is None else None
     writer.ensure([letter.origin.topic])
     writer.send(letter.origin.topic, *content, letter.timestamp_us, partition)
     writer.flush()
     _tell(letter, {"replayed": True}, writer, at_us)
-    return False
+    return True
 
 
 def _tell(letter: DeadLetter, what: Mapping[str, Any], writer: LogWriter, at_us: int) -> None:
-    writer.send(dlq_topic(letter.origin.system), letter.id.encode(), json.dumps(what).encode(), at_us)
+    _send(letter, what, writer, at_us)
     writer.flush()
 
 
-def _is_there(content: tuple[bytes | None, bytes | None], letter: DeadLetter, log: ChangeLog) -> bool:
+def _send(letter: DeadLetter, what: Mapping[str, Any], writer: LogWriter, at_us: int) -> None:
+    writer.send(dlq_topic(letter.origin.system), letter.id.encode(), json.dumps(what).encode(), at_us)
+
+
+def _is_there(content: Content, letter: DeadLetter, log: ChangeLog) -> bool:
     """Whether the very record was appended since the first try began."""
     assert letter.putting is not None
     return any(
@@ -206,22 +257,32 @@ def _is_there(content: tuple[bytes | None, bytes | None], letter: DeadLetter, lo
     )
 
 
-def _marked(letter: DeadLetter) -> bytes | None:
+def _marked(name: str, value: bytes | None) -> bytes | None:
     """The record's value, with the letter's name in its `source.headwater`: in the last such block, for the row's own
     columns come before it.
     """
-    before, found, after = (letter.value or b"").rpartition(_HEADWATER)
-    if letter.value is None or not found:
-        return letter.value
-    return b'%b%b"replayed":"%b",%b' % (before, found, letter.id.encode(), after)
+    before, found, after = (value or b"").rpartition(_HEADWATER)
+    if value is None or not found:
+        return value
+    return b'%b%b"replayed":"%b",%b' % (before, found, name.encode(), after)
 
 
-def _parts(letter: DeadLetter) -> Iterator[bytes]:
-    """The letter as the values of its records: about whom it is first, then what the record was."""
-    origin = letter.origin
-    text = json.dumps([None if each is None else to_text(each) for each in (letter.key, letter.value)])
+def _send_content(letter: DeadLetter, writer: LogWriter) -> int:
+    """Returns in how many parts."""
+    assert letter.content is not None
+    topic = _content_topic(letter.origin.system)
+    writer.ensure([dlq_topic(letter.origin.system), topic])
+    text = json.dumps([None if each is None else to_text(each) for each in letter.content])
     pieces = [text[at : at + _PART_CHARACTERS] for at in range(0, len(text), _PART_CHARACTERS)]
-    head = {
+    for number, piece in enumerate(pieces):
+        part = json.dumps({"part": number, "content": piece}).encode()
+        writer.send(topic, letter.id.encode(), part, letter.at_us)
+    return len(pieces)
+
+
+def _head(letter: DeadLetter, parts: int) -> Mapping[str, Any]:
+    origin = letter.origin
+    return {
         "reason": letter.reason,
         "table": origin.table,
         "topic": origin.topic,
@@ -230,42 +291,39 @@ def _parts(letter: DeadLetter) -> Iterator[bytes]:
         "position": origin.position,
         "at_us": letter.at_us,
         "timestamp_us": letter.timestamp_us,
-        "parts": len(pieces),
+        "size": letter.size,
+        "parts": parts,
     }
-    yield json.dumps(head).encode()
-    for number, piece in enumerate(pieces):
-        yield json.dumps({"part": number, "content": piece}).encode()
 
 
 @dataclass
-class _Pieces:
+class _Told:
     """The records of one letter, in whatever order and however often they are read."""
 
     head: Mapping[str, Any] | None = None
-    parts: dict[int, str] = field(default_factory=dict)
-    told: dict[str, Any] = field(default_factory=dict)
+    since: dict[str, Any] = field(default_factory=dict)
 
     def add(self, record: Mapping[str, Any]) -> None:
-        if "part" in record:
-            self.parts[record["part"]] = record["content"]
-        elif "reason" in record:
+        if "reason" in record:
             self.head = self.head or record
         else:
-            self.told = {**record, **self.told}
+            self.since = {**record, **self.since}
 
     def letter(self, name: str, system: str) -> DeadLetter | None:
-        head = self.head
-        if head is None or len(self.parts) < head["parts"]:
+        head, putting = self.head, self.since.get("putting")
+        if head is None:
             return None
-        key, value = json.loads("".join(self.parts[number] for number in range(head["parts"])))
         position = tuple(head["position"]) if head["position"] else None
-        origin = Origin(system, head["topic"], head["partition"], head["offset"], position)
-        letter = DeadLetter(name, origin, head["reason"], head["at_us"], head["timestamp_us"], _raw(key), _raw(value))
-        putting = self.told.get("putting")
-        return replace(
-            letter,
+        return DeadLetter(
+            name,
+            Origin(system, head["topic"], head["partition"], head["offset"], position),
+            head["reason"],
+            head["at_us"],
+            head["timestamp_us"],
+            head["size"],
+            parts=head["parts"],
             putting=None if putting is None else {int(partition): end for partition, end in putting.items()},
-            replayed=bool(self.told.get("replayed")),
+            replayed=bool(self.since.get("replayed")),
         )
 
 

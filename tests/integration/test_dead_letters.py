@@ -19,7 +19,17 @@ from headwater.cli import cli
 from headwater.stack.server import Server
 from lake import Lake
 from lake.schema import DBT_PROJECT_DIR
-from streaming.dead_letters import DeadLetter, Origin, dead_letter, dlq_topic, letters, put, replay
+from streaming.dead_letters import (
+    DeadLetter,
+    DeadLetterError,
+    Origin,
+    dead_letter,
+    dlq_topic,
+    letters,
+    put,
+    replay,
+    whole,
+)
 from streaming.landing import land
 from streaming.log import ChangeLog
 from streaming.log_writer import LogWriter
@@ -76,6 +86,11 @@ def contents(log: ChangeLog, topic: str) -> list[tuple[str | None, str | None]]:
     return found
 
 
+def known(log: ChangeLog, system: str) -> list[DeadLetter]:
+    """Whole, as they were put."""
+    return [replace(each, parts=None) for each in whole(letters(log, system), log)]
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [(b"k", b"v"), (None, b"v"), (b"k", None), (b"\xff\0", b"\xfe" * 10), (b"k", b"\x01\xf0\x9f\x98\x80" * 800_000)],
@@ -88,7 +103,7 @@ def test_a_letter_is_kept_whole_and_once(
     for _ in range(2):  # a crash after it was sent, and again
         put([sent], writer)
         writer.flush()
-    assert letters(log, system) == [sent]
+    assert known(log, system) == [sent]
 
 
 def test_a_letter_that_was_not_written_to_its_end_is_left_out_until_it_is(
@@ -97,17 +112,27 @@ def test_a_letter_that_was_not_written_to_its_end_is_left_out_until_it_is(
     sent = letter(system, value=b"x" * 300_000)
     put([sent], writer)
     writer.flush()
-    rows = contents(log, dlq_topic(system))
-    torn = f"{system}2"
-    writer.ensure([dlq_topic(torn)])
+    torn, topic = f"{system}2", dlq_topic(system)
+    other = replace(sent, origin=replace(sent.origin, system=torn))
+    rows = contents(log, f"{topic}.content")
+    assert len(rows) > 2
+    for name in (topic, f"{topic}.content"):
+        writer.ensure([name.replace(system, torn)])
     for key, value in rows[:-1]:
-        writer.send(dlq_topic(torn), str(key).encode(), str(value).encode(), 1_000_000)
+        writer.send(f"{dlq_topic(torn)}.content", str(key).encode(), str(value).encode(), 1_000_000)
     writer.flush()
     assert letters(log, torn) == []
-    other = replace(sent, origin=replace(sent.origin, system=torn))
     put([other], writer)
     writer.flush()
-    assert letters(log, torn) == [other]
+    assert known(log, torn) == [other]
+
+
+def test_a_letter_of_which_the_log_has_deleted_something_says_so(
+    log: ChangeLog, writer: LogWriter, system: str
+) -> None:
+    head = replace(letter(system), content=None, parts=3)
+    with pytest.raises(DeadLetterError, match=f"{head.id} the log has only 0 of 3 records"):
+        whole([head], log)
 
 
 def test_a_letter_is_put_through_once_and_bears_its_name(log: ChangeLog, writer: LogWriter, system: str) -> None:

@@ -21,7 +21,7 @@ from lake import Lake
 from lake.query import query
 from streaming import kafka_tails
 from streaming.capture.engine import Capture
-from streaming.dead_letters import letters, replay
+from streaming.dead_letters import letters, replay, whole
 from streaming.landing import land
 from streaming.log_writer import PermanentLogError, RecordTooLargeError
 from streaming.open_log import open_log, open_writer
@@ -102,13 +102,15 @@ def test_rows_that_are_too_large_are_dead_letters_until_they_fit(
     said = capture_once(db, settings, system)
     assert sum("too large" in line and "headwater dlq list" in line for line in said) >= 3
     with closing(open_log(settings)) as log, closing(open_writer(settings)) as writer:
-        found = letters(log, system)
-        assert sorted(letter.key or b"" for letter in found) == [b'{"id":%d}' % n for n in (10, 7, 8, 9)]
+        found = whole(letters(log, system), log)
+        assert sorted(letter.content.key or b"" for letter in found if letter.content) == [
+            b'{"id":%d}' % n for n in (10, 7, 8, 9)
+        ]
         lake, things = Lake(settings.lake_dir), THINGS.model_copy(update={"system": system})
         land(things, log, lake, 10_000)
         assert _current(lake, system) == [(n, "new" if n == 10 else "small") for n in range(1, 51) if n != 7]
         admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": "17000000"})])
-        fitting = [letter for letter in found if len(letter.value or b"") < 16 << 20]
+        fitting = [letter for letter in found if letter.size < 16 << 20]
         assert replay(fitting, log, writer, 9).sent == 3
         with pytest.raises(PermanentLogError, match="has 18"):
             replay([letter for letter in found if letter not in fitting], log, writer, 9)
