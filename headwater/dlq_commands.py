@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,8 @@ def list_(
 ) -> None:
     """The dead letters of SYSTEM (shop), oldest first.
 
+    What is in quarantine may be settled by now: a later change of the same row has landed.
+
     \b
     Examples:
       headwater dlq list shop
@@ -60,13 +62,15 @@ def list_(
         found = [
             each for each in _selected(log, system, table, reason, quarantine) if replayed_too or not each.replayed
         ]
+    settled = _settled(system, found) if quarantine else set()
     if not (found or quarantine) and _rows_in_quarantine(system, table):
         say("headwater: no dead letters; --quarantine lists the records that are in the log and could not land")
-    rows = [_summary(each) for each in found]
+    rows = [{**_summary(each), "settled": each.id in settled} for each in found]
     if as_json:
         show_json(rows)
     else:
         columns = ["id", "table", "reason", "partition", "offset", "position", "at", "bytes", "replayed"]
+        columns += ["settled"] if quarantine else []
         show_table(columns, [[row[name] for name in columns] for row in rows])
 
 
@@ -186,6 +190,20 @@ def _quarantined(system: str, table: str | None = None, reason: str | None = Non
     from streaming.dead_letters import quarantined
 
     return quarantined(Lake(current_settings().lake_dir), system, table=table, reason=reason or "")
+
+
+def _settled(system: str, found: Sequence[DeadLetter]) -> set[str]:
+    """The ids of those in the quarantine of a declared table that nobody has to care for any more."""
+    from lake import Lake
+    from streaming.landing import contract_of, quarantine_waiting
+
+    lake, settled = Lake(current_settings().lake_dir), set[str]()
+    for source in read_catalog(current_settings()).sources:
+        own = [each for each in found if each.origin.topic == contract_of(source).topic]
+        if source.system == system and own:
+            waiting = quarantine_waiting(source, lake)
+            settled |= {each.id for each in own if (each.origin.partition, each.origin.offset) not in waiting}
+    return settled
 
 
 def _named(log: ChangeLog, system: str, name: str) -> DeadLetter:

@@ -22,7 +22,7 @@ from catalog.settings import Settings
 from lake import Lake
 from resources.platform import Platform
 from streaming.open_log import has_log, open_log
-from streaming.stream_status import ConsumerState, StreamStatus, stream_status
+from streaming.stream_status import ConsumerState, StreamStatus, stream_lag
 
 __all__ = ["LAG", "STALLED_BETWEEN_RUNS_S", "build_lag_sensor", "lag_checks"]
 
@@ -73,7 +73,7 @@ def lag_checks(catalog: Catalog) -> dg.AssetChecksDefinition:
     def raw_lag(
         context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
     ) -> Iterator[dg.AssetCheckResult]:
-        status = stream_status(platform.settings, catalog, platform.log, platform.lake, platform.clock.now())
+        status = stream_lag(platform.settings, catalog, platform.log, platform.lake, platform.clock.now())
         for key in sorted(tables):
             if dg.AssetCheckKey(dg.AssetKey(key.path), LAG) in context.selected_asset_check_keys:
                 consumer = _consumer(status, key)
@@ -91,7 +91,7 @@ def _tick(context: dg.SensorEvaluationContext, catalog: Catalog, settings: Setti
     if not has_log(settings):
         return dg.SensorResult(skip_reason=f"there is no change log yet in {settings.home}")
     with closing(open_log(settings)) as log:
-        status = stream_status(settings, catalog, log, Lake(settings.lake_dir), _now(settings))
+        status = stream_lag(settings, catalog, log, Lake(settings.lake_dir), _now(settings))
     patience_s = STALLED_S if settings.shop_url else STALLED_BETWEEN_RUNS_S
     before = {table: Seen(**seen) for table, seen in json.loads(context.cursor or "{}").items()}
     seen, events, wrong = {}, [], []

@@ -2,9 +2,9 @@
 
 A record breaks its contract when it is no JSON object of the expected shape, when a column that must not be null is
 missing or null, or when a value does not have the column's type (12.5 is no int64, "12" is none either). A delete needs
-no more than its key: that is all that many sources have of it. Where rows have no key, only their values tell which one
-an update replaced: it lands as two, the row that went (op d) and the one that came (op u). How batches move is
-landing's.
+no more than its key: that is all that many sources have of it, and the row is gone whatever was in it; values of it
+that do not fit are null. Where rows have no key, only their values tell which one went, or was replaced by an update:
+that lands as two, the row that went (op d) and the one that came (op u). How batches move is landing's.
 """
 
 from __future__ import annotations
@@ -240,8 +240,8 @@ def _fits(contract: Contract, unsent: bool) -> Iterator[str]:
     for f in contract.fields:
         lacking, sent = f'row."{f.name}" IS NULL', f' OR "u_{f.name}"' if unsent else ""
         may_lack = "true" if f.nullable else _may_lack_sql(contract, f)
-        if contract.keys_fit and not f.key:
-            sent += f" OR {_only_key_sql(contract)}"
+        if contract.envelope and contract.keyed and not f.key:
+            sent += " OR op = 'd'"
         yield f'("t_{f.name}" IS NOT NULL OR ({may_lack} AND {lacking}){sent})'
 
 

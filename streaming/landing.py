@@ -187,8 +187,8 @@ def landed_health(source: Source, lake: Lake, last: int | None = None) -> Landed
     return LandedHealth(contract.table, landed, sum(reasons.values()), reasons)
 
 
-def quarantine_waiting(source: Source, lake: Lake) -> Mapping[str, int]:
-    """How many records are in quarantine that nothing has settled since, by problem.
+def quarantine_waiting(source: Source, lake: Lake) -> Mapping[tuple[int, int], str]:
+    """The records in quarantine that nothing has settled since, by partition and offset: the problem of each.
 
     A later change of the same row that has landed settles them, or that the table was emptied; and a record that does
     not say whose change it is, that the table was read again.
@@ -203,7 +203,7 @@ def quarantine_waiting(source: Source, lake: Lake) -> Mapping[str, int]:
     unknown = " OR ".join([f'waiting."{f.name}" IS NULL' for f in own] or ["true"])
     among = f"AND ({names[2:]}) IN (SELECT ({names[2:]}) FROM waiting)" if own else "AND false"
     with lake.connect([contract.table, contract.quarantine]) as connection:
-        counts = connection.sql(
+        found = connection.sql(
             f"""
             WITH waiting AS (
                 SELECT log_partition, log_offset, split_part(reason, '{FOUND}', 1) AS problem {typed}
@@ -216,13 +216,13 @@ def quarantine_waiting(source: Source, lake: Lake) -> Mapping[str, int]:
             read AS (
                 SELECT log_partition, max(log_offset) AS at, max(log_offset) FILTER (change_op = 't') AS emptied_at
                 FROM {quoted(contract.table)} WHERE change_op IN ('r', 't') GROUP BY ALL)
-            SELECT problem, count(*) FROM waiting LEFT JOIN same USING (log_partition {names})
+            SELECT log_partition, log_offset, problem FROM waiting LEFT JOIN same USING (log_partition {names})
                 LEFT JOIN read USING (log_partition)
             WHERE log_offset > coalesce(same.at, -1)
                 AND log_offset > coalesce(CASE WHEN {unknown} THEN read.at ELSE read.emptied_at END, -1)
-            GROUP BY problem ORDER BY problem"""
+            ORDER BY problem, log_partition, log_offset"""
         ).fetchall()
-    return dict(counts)
+    return {(partition, offset): problem for partition, offset, problem in found}
 
 
 def _land(

@@ -5,7 +5,8 @@ Found from the log and the lake alone, so that it is the same whether landers ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -68,18 +69,19 @@ def served_state(model_name: str, log: ChangeLog, lake: Lake, now: datetime) -> 
     return _consumer(served_contract(model_name), log, lake, now)
 
 
-def quarantine_state(source: Source, lake: Lake) -> QuarantineState:
-    """What waits in the quarantine of one captured table."""
-    table, waiting = contract_of(source).table.dotted, quarantine_waiting(source, lake)
+def quarantine_state(source: Source, lake: Lake, put_through: Set[tuple[int, int]] = frozenset()) -> QuarantineState:
+    """What waits in the quarantine of one captured table; not what was put through again, by partition and offset."""
+    table, found = contract_of(source).table.dotted, quarantine_waiting(source, lake)
+    waiting = Counter(problem for place, problem in found.items() if place not in put_through)
     if not waiting:
         return QuarantineState(table, {}, None, None)
-    most = sorted(waiting.items(), key=lambda each: -each[1])
+    most = waiting.most_common()
     why = "; ".join(f"{count} of them: {problem}" for problem, count in most[:_NAMED])
     rest = f"; and {len(most) - _NAMED} other problems" if len(most) > _NAMED else ""
     page = "runbooks/landing_changed_columns.md" if _is_schema(most[0][0]) else "how_to/dead_letters.md"
     return QuarantineState(
         table,
-        waiting,
+        dict(waiting),
         f"{sum(waiting.values())} records could not land and wait ({why}{rest})",
         f"`headwater dlq list {source.system} --quarantine --table {source.table}` shows them. Mend the rows in the "
         "database or the declaration: a later change of the row settles it, and `headwater dlq replay "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,7 +19,8 @@ from lake import Lake
 from streaming.capture.errors import Halt
 from streaming.capture.service import ask_retained, last_status
 from streaming.capture.source import Retained
-from streaming.dead_letters import letters
+from streaming.dead_letters import DeadLetter, Origin, letters
+from streaming.landing import contract_of
 from streaming.landing_state import ConsumerState, QuarantineState, landing_state, quarantine_state, served_state
 from streaming.log import ChangeLog
 from streaming.log_writer import LogError
@@ -30,6 +31,7 @@ __all__ = [
     "StreamStatus",
     "prometheus_text",
     "source_state",
+    "stream_lag",
     "stream_status",
     "without_log",
 ]
@@ -131,14 +133,23 @@ def stream_status(settings: Settings, catalog: Catalog, log: ChangeLog, lake: La
 
     Raises LogError when the log cannot be asked.
     """
-    dead = [_dead_letters(log, system) for system in _systems(catalog)]
-    consumers = list(_consumers(catalog, log, lake, now))
-    return StreamStatus(now, _sources(settings, catalog), consumers, dead, _quarantines(settings, catalog, lake))
+    known = {system: letters(log, system) for system in _systems(catalog)}
+    put_through = [letter.origin for found in known.values() for letter in found if letter.replayed]
+    return replace(
+        stream_lag(settings, catalog, log, lake, now),
+        dead_letters=[_dead_letters(system, found) for system, found in known.items()],
+        quarantines=_quarantines(settings, catalog, lake, put_through),
+    )
+
+
+def stream_lag(settings: Settings, catalog: Catalog, log: ChangeLog, lake: Lake, now: datetime) -> StreamStatus:
+    """Of the sources and the consumers only, which may be asked every few seconds. Raises LogError."""
+    return StreamStatus(now, _sources(settings, catalog), list(_consumers(catalog, log, lake, now)), [], [])
 
 
 def without_log(settings: Settings, catalog: Catalog, away: LogError, lake: Lake, now: datetime) -> StreamStatus:
     """What can be said while the log cannot be asked: how the connectors are, and what waits in quarantine."""
-    sources, quarantines = _sources(settings, catalog), _quarantines(settings, catalog, lake)
+    sources, quarantines = _sources(settings, catalog), _quarantines(settings, catalog, lake, [])
     return StreamStatus(now, sources, [], [], quarantines, log_problem=f"{away}")
 
 
@@ -150,13 +161,20 @@ def _sources(settings: Settings, catalog: Catalog) -> list[SourceState]:
     return [source_state(settings, system) for system in _systems(catalog)] if settings.shop_url else []
 
 
-def _quarantines(settings: Settings, catalog: Catalog, lake: Lake) -> list[QuarantineState]:
+def _quarantines(
+    settings: Settings, catalog: Catalog, lake: Lake, put_through: Sequence[Origin]
+) -> list[QuarantineState]:
     """A replay's rows stay as they are: of those the gates tell."""
-    return [quarantine_state(source, lake) for source in catalog.sources] if settings.shop_url else []
+    places: dict[str, set[tuple[int, int]]] = {}
+    for origin in put_through:
+        if origin.partition is not None and origin.offset is not None:
+            places.setdefault(origin.topic, set()).add((origin.partition, origin.offset))
+    sources = catalog.sources if settings.shop_url else ()
+    return [quarantine_state(each, lake, places.get(contract_of(each).topic, set())) for each in sources]
 
 
-def _dead_letters(log: ChangeLog, system: str) -> DeadLettersState:
-    waiting = Counter(letter.origin.table for letter in letters(log, system) if not letter.replayed)
+def _dead_letters(system: str, found: Sequence[DeadLetter]) -> DeadLettersState:
+    waiting = Counter(letter.origin.table for letter in found if not letter.replayed)
     if not waiting:
         return DeadLettersState(system, {}, None, None)
     where = ", ".join(f"{count} of {table}" for table, count in sorted(waiting.items()))

@@ -29,8 +29,13 @@ def arrive(case: Case, column: str, declared: str, values: Sequence[tuple[str, s
 
 
 def quarantined(case: Case, column: str, declared: str, values: Sequence[tuple[str, str]]) -> None:
-    """Rows with these values (as SQL, and what the reason names) land in quarantine, with the database's own text."""
+    """Rows with these values (as SQL, and what the reason names) land in quarantine, with the database's own text.
+
+    One that was changed to such a value, and they, are gone once they are deleted, though deletions have these values.
+    """
     case.sql(f"CREATE TABLE t (id int PRIMARY KEY, v {column})")
+    if case.is_postgresql:
+        case.sql("ALTER TABLE t REPLICA IDENTITY FULL")
     case.declare("t", f"id int64, v {declared}")
     case.sql("INSERT INTO t VALUES (0, NULL)")
     assert case.capture().code == 0
@@ -42,6 +47,14 @@ def quarantined(case: Case, column: str, declared: str, values: Sequence[tuple[s
     assert len(reasons) == len(values), reasons
     assert [text for _, text in values if not any(text in reason for reason in reasons)] == []
     assert [number for (number,) in case.history("t", "id")] == [0]
+    assert any(f"{len(values)} records could not land and wait" in problem for problem in case.problems())
+    case.sql(f"UPDATE t SET v = {values[0][0]} WHERE id = 0", "DELETE FROM t")
+    for done in (case.capture(), case.land()):
+        assert done.code == 0, done
+    (found,) = case.verdicts()
+    assert (found.missing, found.surplus) == (0, 0)
+    assert len(case.quarantined("t")) == len(values) + 1
+    assert not any("quarantine" in problem for problem in case.problems())
 
 
 @ON_POSTGRESQL

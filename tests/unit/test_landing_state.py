@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 
 from catalog.load import Catalog, load_catalog
 from catalog.settings import CATALOG_DIR, Settings, load_settings
 from catalog.spec import Source
+from headwater.cli import cli
 from lake import Lake
 from streaming.landing import contract_of, land
 from streaming.sqlite_log import SqliteLog
@@ -98,3 +100,29 @@ def test_what_is_in_quarantine_is_a_problem_until_a_later_change_of_the_row_land
     status = stream_status(settings, catalog, log, lake, NOW)
     assert [line for line in status.problems if "quarantine" in line] == []
     assert 'headwater_quarantine_waiting{table="raw.shop.products"} 0' in prometheus_text(status)
+
+
+def test_what_was_put_through_again_and_refused_again_is_one_problem(products, catalog, settings, log):
+    lake, home = (
+        Lake(settings.lake_dir),
+        {"HEADWATER_HOME": str(settings.home), "HEADWATER_SHOP_URL": settings.shop_url},
+    )
+    log.append({TOPIC: product("dear")})
+    land(products, log, lake, 100)
+
+    def dlq(*arguments: str) -> list[dict[str, object]]:
+        done = CliRunner().invoke(cli, ["dlq", *arguments], env=home)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout or "[]")
+
+    (before,) = dlq("list", "shop", "--quarantine", "--json")
+    dlq("replay", "shop", "--quarantine", "--yes")
+    land(products, log, lake, 100)
+    (listed,) = dlq("list", "shop", "--quarantine", "--json")
+    assert (listed["offset"], before["offset"], listed["settled"]) == (2, 1, False)
+    line = told(stream_status(settings, catalog, log, lake, NOW), "quarantine of")
+    assert "1 records could not land and wait (1 of them: list_price_gbp: not a float64)" in line
+    log.append({TOPIC: product(2.5)})
+    land(products, log, lake, 100)
+    assert [(each["offset"], each["settled"]) for each in dlq("list", "shop", "--quarantine", "--json")] == [(2, True)]
+    assert [line for line in stream_status(settings, catalog, log, lake, NOW).problems if "quarantine" in line] == []

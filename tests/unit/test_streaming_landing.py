@@ -137,6 +137,7 @@ def test_a_row_lands_with_both_clocks_and_its_place(log: SqliteLog, lake: Lake, 
         (envelope(after=row(invoiced_at="9999-12-31T23:59:59.999999")), {"invoiced_at": datetime.max}),
         (envelope(op="d", before={"invoice_no": "1", "line_no": 1}, after=None), {**NO_VALUES, "change_op": "d"}),
         (envelope(op="d", before=row(**NO_VALUES), after=None), {**NO_VALUES, "change_op": "d"}),
+        (envelope(op="d", before=row(quantity="abc"), after=None), {"change_op": "d", "quantity": None}),
     ],
 )
 def test_what_lands(log: SqliteLog, lake: Lake, source: Source, value: Any, landed: dict[str, Any]) -> None:
@@ -166,7 +167,7 @@ def test_what_lands(log: SqliteLog, lake: Lake, source: Source, value: Any, land
         (envelope(after=row(quantity=...)), "quantity: missing, but required"),
         (envelope(op="d", before=row(line_no=...), after=None), "line_no: missing, but required"),
         (envelope(op="d", before=row(line_no=None), after=None), "line_no: null, but must not be"),
-        (envelope(op="d", before=row(quantity="abc"), after=None), 'quantity: not an int64, found "abc"'),
+        (envelope(op="d", before=row(line_no="abc"), after=None), 'line_no: not an int64, found "abc"'),
         (envelope(after=row(quantity=None)), "quantity: null, but must not be"),
         (envelope(after=row(invoice_no=None)), "invoice_no: null, but must not be"),
         (envelope(after=row(quantity="abc")), 'quantity: not an int64, found "abc"'),
