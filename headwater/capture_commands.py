@@ -104,7 +104,7 @@ def status(*, as_json: bool, prometheus: bool) -> None:
     from lake import Lake
     from streaming.log_writer import LogError
     from streaming.open_log import has_log, open_log
-    from streaming.stream_status import prometheus_text, stream_status, without_log
+    from streaming.stream_status import ASKED_WITHIN_S, prometheus_text, stream_status, without_log
 
     settings = current_settings()
     if not has_log(settings):
@@ -115,7 +115,7 @@ def status(*, as_json: bool, prometheus: bool) -> None:
         now = datetime.now(UTC).replace(tzinfo=None)
     catalog, lake = read_catalog(settings), Lake(settings.lake_dir)
     try:
-        found = stream_status(settings, catalog, open_log(settings), lake, now)
+        found = stream_status(settings, catalog, open_log(settings, patience_s=ASKED_WITHIN_S), lake, now)
     except LogError as error:
         found = without_log(settings, catalog, error, lake, now)
     if prometheus:

@@ -220,6 +220,7 @@ def _named(log: ChangeLog, system: str, name: str) -> DeadLetter:
 
 def _summary(letter: DeadLetter) -> dict[str, Any]:
     origin = letter.origin
+    position = origin.position or (letter.content and letter.content.position)
     return {
         "id": letter.id,
         "table": origin.table,
@@ -227,7 +228,7 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
         "topic": origin.topic,
         "partition": origin.partition,
         "offset": origin.offset,
-        "position": None if origin.position is None else list(origin.position),
+        "position": None if position is None else list(position),
         "at": datetime.fromtimestamp(letter.at_us / 1e6, UTC).isoformat(),
         "bytes": letter.size,
         "replayed": letter.replayed,

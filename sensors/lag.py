@@ -1,7 +1,8 @@
 """A stalled connector or consumer turns the `lag` check of its raw tables red, and green again once it has caught up.
 
-Stalled is what has had a problem for a while without getting on: a backlog that is worked off is none. Level in, edge
-out: an evaluation is reported when the answer changes, not at every tick. The cursor keeps what was seen of each table.
+A log that is away stalls all of them. Stalled is what has had a problem for a while without getting on: a backlog that
+is worked off is none. Level in, edge out: an evaluation is reported when the answer changes, not at every tick. The
+cursor keeps what was seen of each table.
 """
 
 import json
@@ -21,8 +22,9 @@ from catalog.load import Catalog
 from catalog.settings import Settings
 from lake import Lake
 from resources.platform import Platform
+from streaming.log import LogError
 from streaming.open_log import has_log, open_log
-from streaming.stream_status import ConsumerState, StreamStatus, stream_lag
+from streaming.stream_status import ASKED_WITHIN_S, ConsumerState, StreamStatus, stream_lag, without_log
 
 __all__ = ["LAG", "STALLED_BETWEEN_RUNS_S", "build_lag_sensor", "lag_checks"]
 
@@ -77,21 +79,21 @@ def lag_checks(catalog: Catalog) -> dg.AssetChecksDefinition:
         for key in sorted(tables):
             if dg.AssetCheckKey(dg.AssetKey(key.path), LAG) in context.selected_asset_check_keys:
                 consumer = _consumer(status, key)
-                found = [f"{consumer.problem}. {consumer.remedy}"] if consumer.problem else []
+                found = [f"{consumer.problem}. {consumer.remedy}"] if consumer and consumer.problem else []
                 yield dg.AssetCheckResult(**_answer(key, consumer, found, not found))
 
     return raw_lag
 
 
-def _consumer(status: StreamStatus, key: Key) -> ConsumerState:
-    return next(consumer for consumer in status.consumers if consumer.table == key.dotted)
+def _consumer(status: StreamStatus, key: Key) -> ConsumerState | None:
+    """None when the log cannot be asked."""
+    return next((consumer for consumer in status.consumers if consumer.table == key.dotted), None)
 
 
 def _tick(context: dg.SensorEvaluationContext, catalog: Catalog, settings: Settings) -> dg.SensorResult:
     if not has_log(settings):
         return dg.SensorResult(skip_reason=f"there is no change log yet in {settings.home}")
-    with closing(open_log(settings)) as log:
-        status = stream_lag(settings, catalog, log, Lake(settings.lake_dir), _now(settings))
+    status = _status(settings, catalog)
     patience_s = STALLED_S if settings.shop_url else STALLED_BETWEEN_RUNS_S
     before = {table: Seen(**seen) for table, seen in json.loads(context.cursor or "{}").items()}
     seen, events, wrong = {}, [], []
@@ -100,7 +102,8 @@ def _tick(context: dg.SensorEvaluationContext, catalog: Catalog, settings: Setti
         consumer = _consumer(status, key)
         problems = _problems(status, source.system, consumer)
         last = before.get(key.dotted)
-        now = seen[key.dotted] = _seen(last, consumer, problems, patience_s)
+        position = consumer.position if consumer else last.position if last else {}
+        now = seen[key.dotted] = _seen(last, position, problems, patience_s)
         if now.passed != (last.passed if last else None):
             events.append(dg.AssetCheckEvaluation(**_answer(key, consumer, problems, bool(now.passed))))
         wrong += problems
@@ -110,6 +113,15 @@ def _tick(context: dg.SensorEvaluationContext, catalog: Catalog, settings: Setti
     return dg.SensorResult(skip_reason="; ".join(dict.fromkeys(wrong)) or "everything keeps up", cursor=cursor)
 
 
+def _status(settings: Settings, catalog: Catalog) -> StreamStatus:
+    lake, now = Lake(settings.lake_dir), _now(settings)
+    try:
+        with closing(open_log(settings, patience_s=ASKED_WITHIN_S)) as log:
+            return stream_lag(settings, catalog, log, lake, now)
+    except LogError as error:
+        return without_log(settings, catalog, error, lake, now)
+
+
 def _now(settings: Settings) -> datetime:
     try:
         return settings.clock().now()
@@ -117,29 +129,31 @@ def _now(settings: Settings) -> datetime:
         return datetime.now(UTC).replace(tzinfo=None)
 
 
-def _problems(status: StreamStatus, system: str, consumer: ConsumerState) -> list[str]:
+def _problems(status: StreamStatus, system: str, consumer: ConsumerState | None) -> list[str]:
     """What is wrong on a table's way from the database to the lake, with the remedies."""
     found = [(source.problem, source.remedy) for source in status.sources if source.system == system]
-    return [f"{problem}. {remedy}" for problem, remedy in (*found, (consumer.problem, consumer.remedy)) if problem]
+    found.append((consumer.problem, consumer.remedy) if consumer else (status.log_problem, status.log_remedy))
+    return [f"{problem}. {remedy}" for problem, remedy in found if problem]
 
 
-def _seen(last: Seen | None, consumer: ConsumerState, problems: Sequence[str], patience_s: float) -> Seen:
+def _seen(last: Seen | None, position: Mapping[str, int], problems: Sequence[str], patience_s: float) -> Seen:
     if not problems:
-        return Seen(consumer.position, passed=True)
+        return Seen(position, passed=True)
     passed = last.passed if last else None
-    if last is None or last.since is None or last.position != consumer.position:
-        return Seen(consumer.position, time.time(), passed)
+    if last is None or last.since is None or last.position != position:
+        return Seen(position, time.time(), passed)
     stalled = time.time() - last.since >= patience_s
-    return Seen(consumer.position, last.since, False if stalled else passed)
+    return Seen(position, last.since, False if stalled else passed)
 
 
-def _answer(key: Key, consumer: ConsumerState, problems: Sequence[str], passed: bool) -> dict[str, Any]:
+def _answer(key: Key, consumer: ConsumerState | None, problems: Sequence[str], passed: bool) -> dict[str, Any]:
     """The fields that a check's result and an evaluation of it have in common."""
+    lag = {name: getattr(consumer, name) for name in ("lag_rows", "lag_bytes", "lag_s")} if consumer else {}
     return {
         "asset_key": dg.AssetKey(key.path),
         "check_name": LAG,
         "passed": passed,
         "severity": dg.AssetCheckSeverity.ERROR,
         "description": "; ".join(problems) or "Everything that was captured has landed.",
-        "metadata": {"lag_rows": consumer.lag_rows, "lag_bytes": consumer.lag_bytes, "lag_s": consumer.lag_s},
+        "metadata": lag,
     }

@@ -81,6 +81,15 @@ class Content(NamedTuple):
     value: bytes | None
 
     @property
+    def position(self) -> tuple[int, int, int] | None:
+        """Its place in the source's history, where it says so."""
+        try:
+            place = json.loads(self.value or b"")["source"]["headwater"]
+            return int(place["epoch"]), int(place["commit"]), int(place["order"])
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    @property
     def size(self) -> int:
         """In bytes."""
         return len(self.key or b"") + len(self.value or b"")

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["has_log", "open_log", "open_writer", "shown_address"]
 
 
-def open_log(settings: Settings) -> ChangeLog:
-    """The log to read and append to; Kafka is connected to when it is first used. Raises LogError."""
+def open_log(settings: Settings, *, patience_s: float = 10.0) -> ChangeLog:
+    """The log to read and append to; Kafka is connected to when it is first used. Raises LogError.
+
+    `patience_s`: for how long what passes is tried again.
+    """
     if settings.log_url:
         from streaming.kafka_log import KafkaLog
 
-        return KafkaLog(parse_log_url(settings.log_url), _shape(settings))
+        return KafkaLog(parse_log_url(settings.log_url), _shape(settings), patience_s=patience_s)
     from streaming.sqlite_log import SqliteLog
 
     return SqliteLog(settings.log_path)

@@ -26,6 +26,7 @@ from streaming.log import ChangeLog
 from streaming.log_writer import LogError
 
 __all__ = [
+    "ASKED_WITHIN_S",
     "ConsumerState",
     "SourceState",
     "StreamStatus",
@@ -36,6 +37,8 @@ __all__ = [
     "without_log",
 ]
 
+# So long the log may take to answer who only wants to know how it is: without it much can be said too.
+ASKED_WITHIN_S = 3.0
 # A connector writes its status once a second.
 _SILENT_S = 10.0
 _LOG_AWAY = (
@@ -98,9 +101,14 @@ class StreamStatus:
     log_problem: str | None = None
 
     @property
+    def log_remedy(self) -> str | None:
+        """What to do about `log_problem`."""
+        return _LOG_AWAY if self.log_problem else None
+
+    @property
     def problems(self) -> list[str]:
         """A line for each thing that is wrong, with what to do."""
-        found: list[tuple[str, str | None, str | None]] = [("change log", self.log_problem, _LOG_AWAY)]
+        found: list[tuple[str, str | None, str | None]] = [("change log", self.log_problem, self.log_remedy)]
         found += [(f"source {s.system}", s.problem, s.remedy) for s in self.sources]
         found += [
             (f"source {s.system}, table {name}", f"not captured: {why['found']}", _remedy(why))

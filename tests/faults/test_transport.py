@@ -31,12 +31,14 @@ DAEMON_EVERY_S = 15
 
 
 def everybody_says_so(case: Case) -> None:
-    """Connector and lander go on trying, and who asks is told what is wrong."""
+    """Connector and lander go on trying, and who asks is told what is wrong; so are those who do not ask."""
     wait_until(lambda: "; trying again in" in case.said, "the connector says that it waits")
     wait_until(lambda: "the change log is away" in case.said, "the lander says that it waits")
     done = case.home.headwater("status")
     assert done.code == 1, done
     assert case.home.settings["HEADWATER_LOG_URL"] in done.err, done
+    sensor = Sensor(case)
+    wait_until(lambda: sensor.checks() == {"t": False}, "the table's check is red", WITHIN_S)
 
 
 @pytest.mark.timeout(OUTAGE_S + 600)
@@ -171,7 +173,7 @@ def is_out(process: subprocess.Popen[str], fate: str) -> bool:
 class Sensor:
     """The sensor that watches the stream, as a daemon would ask it."""
 
-    def __init__(self, case: Case, directory: Path) -> None:
+    def __init__(self, case: Case) -> None:
         settings, self._cursor = case.settings, None
         sensor = build_lag_sensor(load_catalog(case.catalog), settings)
 
@@ -190,10 +192,10 @@ class Sensor:
         return {event.asset_key.path[-1]: event.passed for event in found.asset_events}
 
 
-def test_43_consumer_stalled(case: Case, tmp_path: Path, seen: Seen) -> None:
+def test_43_consumer_stalled(case: Case, seen: Seen) -> None:
     """The only lander falls silent (SIGSTOP), and rows come; the sensor is asked as seldom as a daemon ever does."""
     case.make("t", 3)
-    sensor = Sensor(case, tmp_path)
+    sensor = Sensor(case)
     with case.running("capture", "shop"), case.running("land", "--every", "0.2") as lander:
         case.wait_for_same()
         wait_until(lambda: sensor.checks() == {"t": True}, "the group has heard that all has landed")

@@ -251,7 +251,7 @@ def test_what_is_in_quarantine_is_put_through_once_its_declaration_was_mended(
         "v: null, but must not be",
         "value: not a JSON object, found no json",
     ]
-    assert [each["settled"] for each in waiting] == [False, False]
+    assert [(each["settled"], each["position"]) for each in waiting] == [(False, [1, 5, 1]), (False, None)]
     assert "no json" in dlq("show", system, waiting[1]["id"])
     unlisted = CliRunner().invoke(cli, ["dlq", "list", system, "--table", "things"], env=environment)
     assert "--quarantine lists" in unlisted.stderr

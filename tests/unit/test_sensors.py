@@ -300,6 +300,15 @@ def test_a_stalled_consumer_fails_the_check_of_its_table_once_until_it_has_caugh
     assert "Start `headwater land`" in found.skip_message
     land(location)
     assert reported() == {"raw/shop/orders": True}
+    path = location.settings(0).log_path
+    kept = path.read_bytes()
+    path.write_bytes(b"this is no change log")
+    assert reported() == {}
+    minutes_later()
+    assert reported() == {**dict.fromkeys(others, False), "raw/shop/orders": False}
+    assert "set HEADWATER_LOG_URL to where it is" in location.tick("lag").skip_message
+    path.write_bytes(kept)
+    assert reported() == {**others, "raw/shop/orders": True}
 
 
 def _asset(key: dg.AssetKey) -> dg.AssetsDefinition:
