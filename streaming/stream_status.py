@@ -252,13 +252,13 @@ def _retained(settings: Settings, system: str, found: Mapping[str, Any]) -> Reta
 
 
 def _lag_s(found: Mapping[str, Any], retained: Retained | None) -> float | None:
-    """None when that is not known: there was no look at the server yet, or it cannot be asked."""
+    """None as long as nothing at all is known of it."""
     if found["running"] and not found["problem"]:
         at_us, behind = found["at_us"], found["behind"]
     else:
         at_us, behind = time.time_ns() // 1000, retained is None or retained.end > found["position"]
     if not behind:
-        return 0.0 if found["level_us"] else None
+        return 0.0
     since_us = found["level_us"] or found["last_event_us"]
     return round(max(at_us - since_us, 0) / 1e6, 3) if since_us else None
 

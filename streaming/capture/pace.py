@@ -11,7 +11,7 @@ class Pace:
     """What a connector knows of it from its looks at the server, some seconds apart.
 
     `level_us`: the last look, in microseconds since 1970, of which everything that the server had then is in the log;
-    0 before there was one. `behind`: whether something of the last look is not.
+    0 before there was one. `behind`: whether something of the last look is not, or there was none yet.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Pace:
 
     @property
     def behind(self) -> bool:
-        return self._awaited is not None
+        return self._awaited is not None or not self.level_us
 
     def look(self, server: Retained, position: int, now_us: int) -> None:
         """The server's log ends there now, and ours stands at `position`."""

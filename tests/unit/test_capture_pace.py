@@ -8,7 +8,7 @@ from streaming.capture.source import Retained
 
 def test_what_there_was_at_a_look_is_awaited_whatever_has_come_since():
     pace = Pace()
-    assert (pace.level_us, pace.behind) == (0, False)
+    assert (pace.level_us, pace.behind) == (0, True)
     pace.look(server(10), 4, 1_000)
     assert (pace.level_us, pace.behind) == (0, True)
     pace.look(server(50), 9, 2_000)
