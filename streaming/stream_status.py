@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # So long the log may take to answer who only wants to know how it is: without it much can be said too.
-ASKED_WITHIN_S = 3.0
+ASKED_WITHIN_S = 5.0
 # A connector writes its status once a second.
 _SILENT_S = 10.0
 _LOG_AWAY = (
