@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from headwater.stack.errors import DownloadFailed, MissingPrograms, NoPlace
 
-__all__ = ["cache_dir", "jars", "jars_folder"]
+__all__ = ["cache_dir", "jars", "jars_folder", "own_files"]
 
 _PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 _POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
@@ -76,8 +77,7 @@ def _download(pom: str, folder: Path) -> None:
     try:
         (work / "pom.xml").write_text(pom)
         command = [maven, "-q", "-B", "-f", str(work / "pom.xml"), _PLUGIN, f"-DoutputDirectory={work / 'jars'}"]
-        if not os.access(Path.home(), os.W_OK):  # an account without a home has no place for Maven's own cache
-            command.append(f"-Dmaven.repo.local={work / 'repository'}")
+        command += own_files(Path.home(), work)
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             said = (done.stdout + done.stderr)[-2000:].strip()
@@ -85,3 +85,16 @@ def _download(pom: str, folder: Path) -> None:
         (work / "jars").rename(folder)
     finally:
         shutil.rmtree(work)
+
+
+def own_files(home: Path, work: Path) -> list[str]:
+    """Options of Maven, that say where it keeps its files: Java knows the account's home, and nothing of HOME."""
+    if not os.access(home, os.W_OK):
+        return [f"-Dmaven.repo.local={work / 'repository'}"]
+    try:
+        if Path(pwd.getpwuid(os.getuid()).pw_dir) == home:
+            return []
+    except KeyError:  # a number without an account
+        pass
+    settings = home / ".m2" / "settings.xml"
+    return [f"-Dmaven.repo.local={home / '.m2' / 'repository'}", *(["-s", str(settings)] if settings.is_file() else [])]

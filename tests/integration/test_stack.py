@@ -31,6 +31,7 @@ from stack_servers import (
 
 from headwater.stack import mariadb, postgresql, redis
 from headwater.stack.errors import MissingPrograms, PortTaken, StackError, StartFailed
+from headwater.stack.maven import own_files
 from headwater.stack.packages import ensure, missing
 from headwater.stack.place import HOST
 from headwater.stack.process import find
@@ -193,6 +194,17 @@ def test_missing_programs_are_named_with_the_command(monkeypatch: pytest.MonkeyP
         ensure("redis")
     with pytest.raises(StackError, match="apt-get install redis-server"):
         redis.start(tmp_path / "server")
+
+
+def test_maven_keeps_its_files_where_home_says(tmp_path: Path) -> None:
+    """Java looks up the account instead, and `nobody` has no directory."""
+    account, other, work = Path(pwd.getpwuid(os.getuid()).pw_dir), tmp_path / "home", tmp_path / "work"
+    (other / ".m2").mkdir(parents=True)
+    assert own_files(account, work) == []
+    assert own_files(other, work) == [f"-Dmaven.repo.local={other}/.m2/repository"]
+    (other / ".m2" / "settings.xml").touch()
+    assert own_files(other, work)[1:] == ["-s", f"{other}/.m2/settings.xml"]
+    assert own_files(tmp_path / "absent", work) == [f"-Dmaven.repo.local={work}/repository"]
 
 
 def test_up_and_down(tmp_path: Path) -> None:
