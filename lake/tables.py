@@ -33,6 +33,7 @@ __all__ = [
     "Lake",
     "LakeError",
     "MissingTableError",
+    "Recent",
     "UnknownVersionError",
     "UnusablePathError",
     "parquet_files",
@@ -66,6 +67,15 @@ class ConcurrentWriteError(LakeError):
 
 class UnusablePathError(LakeError):
     """Delta would look for the tables elsewhere than it wrote them, or not find them at all."""
+
+
+@dataclass(frozen=True)
+class Recent:
+    """All `rows` of a table, those `appended` lately, and when the `newest` of what was written last happened."""
+
+    rows: int
+    appended: int
+    newest: datetime | None
 
 
 @dataclass(frozen=True)
@@ -121,32 +131,16 @@ class Lake:
         return self.table(key).version() if self.exists(key) else None
 
     def rows(self, key: Key) -> int:
-        return int(self.connect([key]).sql(f"select count(*) from {quoted(key)}").fetchall()[0][0])
+        """How many there are, from the table's log. Raises MissingTableError."""
+        return _rows(self.table(key))
 
-    def appended(self, key: Key, last_s: float) -> int:
-        """How many rows were appended within the last seconds of the system's clock. Raises MissingTableError."""
-        table, since_ms, asked = self.table(key), (time.time() - last_s) * 1000, 8
-        while True:
-            commits = table.history(asked)
-            recent = [commit for commit in commits if commit["timestamp"] >= since_ms]
-            if len(recent) < asked:
-                break
-            asked *= 4
-        return sum(int(commit["operationMetrics"]["num_added_rows"]) for commit in recent if _appends(commit))
+    def recent(self, key: Key, column: str, last_s: float) -> Recent:
+        """What was appended within the last seconds of the system's clock, from the table's log.
 
-    def newest(self, key: Key, column: str) -> Any:
-        """The largest value of a column among what was written last; None without any. Raises MissingTableError."""
+        `column`: when a row happened. Raises MissingTableError.
+        """
         table = self.table(key)
-        written = pa.table(table.get_add_actions()).select(["path", "modification_time"]).to_pylist()
-        last = max(written, key=lambda file: file["modification_time"], default=None)
-        if last is None:
-            return None
-        # Delta's own statistics are of a table's first 32 columns only.
-        footer = pq.read_metadata(self.path(key) / unquote(last["path"]))
-        groups = map(footer.row_group, range(footer.num_row_groups))
-        chunks = (group.column(place) for group in groups for place in range(group.num_columns))
-        found = [chunk.statistics for chunk in chunks if chunk.path_in_schema == column and chunk.statistics]
-        return max((statistics.max for statistics in found if statistics.has_min_max), default=None)
+        return Recent(_rows(table), _appended(table, last_s), _newest(table, self.path(key), column))
 
     def offset(self, key: Key, app_id: str) -> int:
         """The log offset that was committed with the table's rows; 0 before the first commit."""
@@ -297,6 +291,34 @@ def quoted(key: Key) -> str:
 def parquet_files(table: DeltaTable) -> list[str]:
     """The paths of a local table's files. delta-rs gives them percent-encoded: in a home with a space none is found."""
     return [unquote(uri) for uri in table.file_uris()]
+
+
+def _rows(table: DeltaTable) -> int:
+    return sum(pa.table(table.get_add_actions())["num_records"].to_pylist())
+
+
+def _appended(table: DeltaTable, last_s: float) -> int:
+    since_ms, asked = (time.time() - last_s) * 1000, 8
+    while True:
+        commits = table.history(asked)
+        recent = [commit for commit in commits if commit["timestamp"] >= since_ms]
+        if len(recent) < asked:
+            break
+        asked *= 4
+    return sum(int(commit["operationMetrics"]["num_added_rows"]) for commit in recent if _appends(commit))
+
+
+def _newest(table: DeltaTable, path: Path, column: str) -> Any:
+    written = pa.table(table.get_add_actions()).select(["path", "modification_time"]).to_pylist()
+    last = max(written, key=lambda file: file["modification_time"], default=None)
+    if last is None:
+        return None
+    # Delta's own statistics are of a table's first 32 columns only.
+    footer = pq.read_metadata(path / unquote(last["path"]))
+    groups = map(footer.row_group, range(footer.num_row_groups))
+    chunks = (group.column(place) for group in groups for place in range(group.num_columns))
+    found = [chunk.statistics for chunk in chunks if chunk.path_in_schema == column and chunk.statistics]
+    return max((statistics.max for statistics in found if statistics.has_min_max), default=None)
 
 
 def _appends(commit: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from catalog.spec import Source
-from lake import Lake
+from lake.tables import Lake, Recent
 from streaming.contract import Contract
 from streaming.landing import GROUP, contract_of, quarantine_waiting, served_contract
 from streaming.landing_batches import refusal
@@ -99,6 +99,8 @@ def _consumer(contract: Contract, log: ChangeLog, lake: Lake, now: datetime) -> 
     waiting = [source for source, lag in lags.items() if lag.records > 0]
     oldest = min((_first_unread(log, source, lags[source].committed) for source in waiting), default=now)
     lag_s, deleted = max((now - oldest).total_seconds(), 0.0), sum(lag.deleted for lag in lags.values())
+    there = lake.exists(table)
+    recent = lake.recent(table, contract.event_column, _RATE_S) if there else Recent(0, 0, None)
     problem = remedy = None
     if refused := refusal(contract, log, lake):
         problem, remedy = refused.found, f"{refused.remedy} (docs/runbooks/{refused.runbook}.md)"
@@ -116,9 +118,9 @@ def _consumer(contract: Contract, log: ChangeLog, lake: Lake, now: datetime) -> 
         lag_rows=sum(max(lag.records, 0) for lag in lags.values()),
         lag_bytes=sum(lag.behind_bytes for lag in lags.values()),
         lag_s=round(lag_s, 3),
-        rows=lake.rows(table) if lake.exists(table) else 0,
-        rows_per_s=round(lake.appended(table, _RATE_S) / _RATE_S, 1) if lake.exists(table) else 0.0,
-        last_event_at=lake.newest(table, contract.event_column) if lake.exists(table) else None,
+        rows=recent.rows,
+        rows_per_s=round(recent.appended / _RATE_S, 1),
+        last_event_at=recent.newest,
         quarantined_rows=lake.rows(quarantine) if lake.exists(quarantine) else 0,
         problem=problem,
         remedy=remedy,

@@ -15,7 +15,7 @@ import pytest
 
 from catalog.keys import raw
 from lake.query import query
-from lake.tables import Lake, UnknownVersionError
+from lake.tables import Lake, Recent, UnknownVersionError
 
 PROJECT = Path(__file__).resolve().parents[2]
 TABLE = raw("shop", "things")
@@ -74,11 +74,12 @@ def test_what_landed_lately_is_known_without_reading_the_table(tmp_path: Path) -
     for number in range(FILES):
         at = [first, last] if number == FILES - 1 else [first, first]
         lake.append(TABLE, pa.table({**wide, "tags": [["a"], []], "at": pa.array(at, pa.timestamp("us"))}))
-    assert (lake.newest(TABLE, "at"), lake.appended(TABLE, 60)) == (last, 2 * FILES)
+    assert lake.recent(TABLE, "at", 60) == Recent(2 * FILES, 2 * FILES, last)
     assert lake.compact(TABLE) == FILES - 1
-    assert (lake.newest(TABLE, "at"), lake.appended(TABLE, 60), lake.appended(TABLE, 0)) == (last, 2 * FILES, 0)
+    assert lake.recent(TABLE, "at", 60) == Recent(2 * FILES, 2 * FILES, last)
+    assert lake.recent(TABLE, "at", 0) == Recent(2 * FILES, 0, last)
     lake.overwrite(TABLE, lake.read(TABLE).slice(0, 0))
-    assert lake.newest(TABLE, "at") is None
+    assert lake.recent(TABLE, "at", 60) == Recent(0, 2 * FILES, None)
 
 
 def test_files_are_joined_once_and_rows_stay_once(tmp_path: Path) -> None:
