@@ -141,7 +141,7 @@ def _first_line(error: duckdb.Error) -> str:
 def format_rows(table: pa.Table, fmt: Format) -> str:
     """The rows as aligned text, CSV with a header, or a JSON list of objects.
 
-    Instants are ISO 8601. NaN, infinities and nulls are null in JSON and empty elsewhere. Raises ValueError for another
+    Instants are ISO 8601; a decimal with more digits than a float has is text in JSON. NaN, infinities and nulls are null in JSON and empty elsewhere. Raises ValueError for another
     format.
     """
     if fmt not in FORMATS:
@@ -176,7 +176,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
+        return _decimal(value)
     if isinstance(value, date | time | datetime):
         return value.isoformat()
     if isinstance(value, timedelta):
@@ -188,6 +188,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _decimal(value: Decimal) -> int | float | str:
+    """A number; text where a float would have other digits."""
+    if value == value.to_integral_value():
+        return int(value)
+    near = float(value)
+    return near if Decimal(repr(near)) == value else f"{value:f}"
 
 
 def _aligned(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

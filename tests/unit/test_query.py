@@ -157,6 +157,13 @@ def test_json_keeps_both_of_two_columns_with_one_name(lake: Lake) -> None:
     assert json.loads(format_rows(query(lake, "SELECT 1 AS a, 2 AS a"), "json")) == [{"a": 1, "a_2": 2}]
 
 
+def test_a_decimal_keeps_its_digits() -> None:
+    digits = "12345678901234567890.123456789012345678"
+    table = pa.table({"n": pa.array([Decimal(digits), Decimal("0.10")], pa.decimal128(38, 18))})
+    assert json.loads(format_rows(table, "json")) == [{"n": digits}, {"n": 0.1}]
+    assert format_rows(table, "csv").splitlines() == ["n", digits, "0.1"]
+
+
 def test_csv_reads_back() -> None:
     header, first, second = csv.reader(io.StringIO(format_rows(ROWS, "csv")))
     assert header == ROWS.column_names
