@@ -103,13 +103,22 @@ def show(system: str, letter: str, *, as_json: bool) -> None:
 @click.argument("system")
 @click.argument("chosen", metavar="[LETTER]...", nargs=-1)
 @_selecting
+@click.option("--all", "settled_too", is_flag=True, help="Of what is in quarantine also what is settled.")
 @click.option("--yes", is_flag=True, help="Do it; without this it only says what it would do.")
 def replay(
-    system: str, chosen: tuple[str, ...], *, table: str | None, reason: str | None, quarantine: bool, yes: bool
+    system: str,
+    chosen: tuple[str, ...],
+    *,
+    table: str | None,
+    reason: str | None,
+    quarantine: bool,
+    settled_too: bool,
+    yes: bool,
 ) -> None:
     """Put dead letters of SYSTEM through again, once what kept them was mended.
 
-    Their records go to the end of their topic, each once however often this is done.
+    Their records go to the end of their topic, each once however often this is done. One in quarantine that is settled,
+    since a later change of the same row has landed, would change no state: --all completes the history with them.
 
     \b
     Examples:
@@ -123,7 +132,8 @@ def replay(
 
     with _open_log() as log:
         found = [_named(log, system, name) for name in chosen] or _selected(log, system, table, reason, quarantine)
-        waiting = [each for each in found if not each.replayed]
+        settled = _settled(system, found) if quarantine and not settled_too and not chosen else set()
+        waiting = [each for each in found if not each.replayed and each.id not in settled]
         if not yes:
             say(f"headwater: {len(waiting)} records would be put through again; --yes does it")
             return

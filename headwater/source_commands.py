@@ -94,6 +94,8 @@ def add(
             "rows. It is captured once it has a primary key, or after:"
         )
         say("\n".join(f"  {statement};" for statement in found.to_do))
+    if found.unsent:
+        say(f"headwater: {', '.join(found.unsent)} left out: PostgreSQL does not send what it generates itself")
     for field, value in taken.items():
         why = f"as most tables of {system}" if value != _PLACEHOLDERS[field] else "a placeholder"
         say(f"headwater: {field} is {value}, {why}: change it there, or say --{field}")

@@ -141,8 +141,8 @@ def _first_line(error: duckdb.Error) -> str:
 def format_rows(table: pa.Table, fmt: Format) -> str:
     """The rows as aligned text, CSV with a header, or a JSON list of objects.
 
-    Instants are ISO 8601; a decimal with more digits than a float has is text in JSON. NaN, infinities and nulls are null in JSON and empty elsewhere. Raises ValueError for another
-    format.
+    Instants are ISO 8601; a decimal with more digits than a float has is text in JSON. NaN, infinities and nulls are
+    null in JSON and empty elsewhere. Raises ValueError for another format.
     """
     if fmt not in FORMATS:
         raise ValueError(f"found format {fmt!r}, allowed is one of {', '.join(FORMATS)}")

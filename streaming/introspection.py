@@ -26,6 +26,10 @@ FROM pg_catalog.pg_description d LEFT JOIN pg_catalog.pg_attribute a
   ON a.attrelid = d.objoid AND a.attnum = d.objsubid AND d.objsubid > 0
 WHERE d.classoid = 'pg_catalog.pg_class'::regclass AND d.objoid = %s
 """
+_POSTGRES_GENERATED = """
+SELECT attname::text FROM pg_catalog.pg_attribute
+WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated <> '' ORDER BY attnum
+"""
 _MYSQL_COMMENTS = """
 SELECT COLUMN_NAME, COLUMN_COMMENT FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s
 UNION ALL SELECT '', TABLE_COMMENT FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s
@@ -40,12 +44,14 @@ class UnknownTableError(CaptureError):
 class Introspected:
     """A table as it is now; `comments` by column, the table's own under the empty name, those that there are.
 
-    `to_do`: statements without which it cannot be captured.
+    `to_do`: statements without which it cannot be captured; `unsent`: its generated columns, where the server does not
+    send them.
     """
 
     schema: TableSchema
     comments: Mapping[str, str]
     to_do: Sequence[str] = ()
+    unsent: Sequence[str] = ()
 
 
 def default_schema(address: Address) -> str:
@@ -86,7 +92,8 @@ def _postgres(address: Address, name: str) -> Introspected | None:
         if table is None:
             return None
         schema, _ = catalog.schema(query, table)
-        return Introspected(schema, dict(query(_POSTGRES_COMMENTS, (table.oid,))), without_identity([table]))
+        comments, unsent = dict(query(_POSTGRES_COMMENTS, (table.oid,))), query(_POSTGRES_GENERATED, (table.oid,))
+        return Introspected(schema, comments, without_identity([table]), [column for (column,) in unsent])
 
 
 def _mysql(address: Address, name: str) -> Introspected | None:

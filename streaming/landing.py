@@ -190,8 +190,8 @@ def landed_health(source: Source, lake: Lake, last: int | None = None) -> Landed
 def quarantine_waiting(source: Source, lake: Lake) -> Mapping[tuple[int, int], str]:
     """The records in quarantine that nothing has settled since, by partition and offset: the problem of each.
 
-    A later change of the same row that has landed settles them, or that the table was emptied; and a record that does
-    not say whose change it is, that the table was read again.
+    A change of the same row that is later in the log or at the source, and has landed, settles them, or that the table
+    was emptied; and a record that does not say whose change it is, that the table was read again.
     """
     contract = contract_of(source)
     if not lake.exists(contract.quarantine) or not lake.rows(contract.quarantine):
@@ -201,24 +201,30 @@ def quarantine_waiting(source: Source, lake: Lake) -> Mapping[tuple[int, int], s
     said = "(said -> '{}')"
     typed = "".join(f', {typed_sql(f.kind, said.format(f.name))} AS "{f.name}"' for f in own)
     unknown = " OR ".join([f'waiting."{f.name}" IS NULL' for f in own] or ["true"])
+    # What was put through again is later in the log than what followed it at the source.
+    place = ", ".join(f"TRY_CAST(told ->> '{name}' AS BIGINT)" for name in ("epoch", "commit", "order"))
     among = f"AND ({names[2:]}) IN (SELECT ({names[2:]}) FROM waiting)" if own else "AND false"
     with lake.connect([contract.table, contract.quarantine]) as connection:
         found = connection.sql(
             f"""
             WITH waiting AS (
-                SELECT log_partition, log_offset, split_part(reason, '{FOUND}', 1) AS problem {typed}
+                SELECT log_partition, log_offset, split_part(reason, '{FOUND}', 1) AS problem, row({place}) AS place
+                    {typed}
                 FROM (
-                    SELECT *, CASE WHEN json_valid(key) THEN key::JSON END AS said
+                    SELECT *, CASE WHEN json_valid(key) THEN key::JSON END AS said,
+                        CASE WHEN json_valid(value) THEN value::JSON -> '$.source.headwater' END AS told
                     FROM {quoted(contract.quarantine)})),
             same AS (
-                SELECT log_partition {names}, max(log_offset) AS at FROM {quoted(contract.table)}
+                SELECT log_partition {names}, max(log_offset) AS at,
+                    max(row(source_epoch, source_position, source_order)) AS place
+                FROM {quoted(contract.table)}
                 WHERE change_op <> 't' {among} GROUP BY ALL),
             read AS (
                 SELECT log_partition, max(log_offset) AS at, max(log_offset) FILTER (change_op = 't') AS emptied_at
                 FROM {quoted(contract.table)} WHERE change_op IN ('r', 't') GROUP BY ALL)
             SELECT log_partition, log_offset, problem FROM waiting LEFT JOIN same USING (log_partition {names})
                 LEFT JOIN read USING (log_partition)
-            WHERE log_offset > coalesce(same.at, -1)
+            WHERE log_offset > coalesce(same.at, -1) AND NOT coalesce(waiting.place < same.place, false)
                 AND log_offset > coalesce(CASE WHEN {unknown} THEN read.at ELSE read.emptied_at END, -1)
             ORDER BY problem, log_partition, log_offset"""
         ).fetchall()

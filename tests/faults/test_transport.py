@@ -256,7 +256,7 @@ def test_44_late_and_out_of_order(case: Case, seen: Seen) -> None:
         assert done.code == 0, done
     assert len(case.quarantined("t")) == 2
     declared.write_text(mended)
-    case.home.succeeds("dlq", "replay", "shop", "--quarantine", "--table", "t", "--yes")
+    case.home.succeeds("dlq", "replay", "shop", "--quarantine", "--table", "t", "--all", "--yes")
     assert case.land().code == 0
     arrived = case.history("t", "log_offset, change_op, id")
     (found,) = case.verdicts()

@@ -46,6 +46,8 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
                 server, 'CREATE TABLE public."Odd" (id int PRIMARY KEY, "Upper" text, at timestamp NOT NULL)'
             )
             ask_postgresql(server, "CREATE TABLE public.scans (v text, at timestamp NOT NULL)")
+            doubled = "(id int PRIMARY KEY, at timestamp NOT NULL, twice int GENERATED ALWAYS AS (id * 2) STORED)"
+            ask_postgresql(server, f"CREATE TABLE public.doubled {doubled}")
             yield Shop(server.url, server.password, "public")
         else:
             ask_mariadb(server, "CREATE DATABASE IF NOT EXISTS shop")
@@ -54,6 +56,8 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             ask_mariadb(server, f"CREATE TABLE shop.parcels {table} COMMENT 'One row for each parcel that was sent.'")
             ask_mariadb(server, "CREATE TABLE shop.`Odd` (id int PRIMARY KEY, `Upper` text, at datetime NOT NULL)")
             ask_mariadb(server, "CREATE TABLE shop.scans (v text, at datetime NOT NULL)")
+            doubled = "(id int PRIMARY KEY, at datetime NOT NULL, twice int GENERATED ALWAYS AS (id * 2) STORED)"
+            ask_mariadb(server, f"CREATE TABLE shop.doubled {doubled}")
             yield Shop(f"mysql://root@{HOST}:{server.port}/shop", server.password, "shop")
 
 
@@ -135,6 +139,18 @@ def test_what_a_table_without_key_needs_before_it_is_captured_is_said(shop: Shop
     assert load_catalog(catalog).source("scans").keyless
     wanted = shop.url.startswith("postgresql")
     assert ('ALTER TABLE "public"."scans" REPLICA IDENTITY FULL;' in done.stderr) == wanted, done.stderr
+
+
+def test_columns_that_the_server_does_not_send_are_named(shop: Shop, catalog: Path) -> None:
+    done = add(shop, catalog, "--table", f"{shop.schema}.doubled", *OPTIONS)
+    assert done.exit_code == 0, done.output
+    names = [column.name for column in load_catalog(catalog).source("doubled").columns]
+    if shop.schema == "public":
+        assert "headwater: twice left out: PostgreSQL does not send" in done.stderr
+        assert names == ["id", "at"]
+    else:
+        assert "left out" not in done.stderr
+        assert names == ["id", "at", "twice"]
 
 
 def test_a_wrong_password_is_not_shown(shop: Shop, catalog: Path) -> None:

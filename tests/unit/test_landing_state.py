@@ -18,6 +18,7 @@ from catalog.spec import Source
 from headwater.cli import cli
 from lake import Lake
 from streaming.landing import contract_of, land
+from streaming.log import TopicPartition
 from streaming.sqlite_log import SqliteLog
 from streaming.stream_status import StreamStatus, prometheus_text, stream_status
 
@@ -49,9 +50,12 @@ def log(settings: Settings) -> Iterator[SqliteLog]:
         yield opened
 
 
-def product(price: float | str = 1.5) -> pa.Table:
+def product(price: float | str = 1.5, commit: int = 0) -> pa.Table:
+    """A change; one with a `commit` is at that place."""
     row = {"stock_code": "A1", "description": None, "list_price_gbp": price, "updated_at": US}
-    value = {"before": None, "after": row, "op": "c", "source": {"ts_us": US, "lsn": US, "txId": 1}, "ts_us": US}
+    source: dict[str, object] = {"ts_us": US, "lsn": US, "txId": 1}
+    source |= {"headwater": {"epoch": 1, "commit": commit, "order": 1}} if commit else {}
+    value = {"before": None, "after": row, "op": "c", "source": source, "ts_us": US}
     return pa.table({"key": ['{"stock_code":"A1"}'], "value": [json.dumps(value)], "timestamp_us": [US]})
 
 
@@ -107,7 +111,7 @@ def test_what_was_put_through_again_and_refused_again_is_one_problem(products, c
         Lake(settings.lake_dir),
         {"HEADWATER_HOME": str(settings.home), "HEADWATER_SHOP_URL": settings.shop_url},
     )
-    log.append({TOPIC: product("dear")})
+    log.append({TOPIC: product("dear", 1)})
     land(products, log, lake, 100)
 
     def dlq(*arguments: str) -> list[dict[str, object]]:
@@ -122,7 +126,12 @@ def test_what_was_put_through_again_and_refused_again_is_one_problem(products, c
     assert (listed["offset"], before["offset"], listed["settled"]) == (2, 1, False)
     line = told(stream_status(settings, catalog, log, lake, NOW), "quarantine of")
     assert "1 records could not land and wait (1 of them: list_price_gbp: not a float64)" in line
-    log.append({TOPIC: product(2.5)})
+    log.append({TOPIC: product(2.5, 2)})
     land(products, log, lake, 100)
     assert [(each["offset"], each["settled"]) for each in dlq("list", "shop", "--quarantine", "--json")] == [(2, True)]
+    dlq("replay", "shop", "--quarantine", "--yes")
+    assert log.end(TopicPartition(TOPIC, 0)) == 4, "what is settled stays where it is"
+    dlq("replay", "shop", "--quarantine", "--all", "--yes")
+    land(products, log, lake, 100)
+    assert sorted((e["offset"], e["settled"]) for e in dlq("list", "shop", "--quarantine", "--json")) == [(4, True)]
     assert [line for line in stream_status(settings, catalog, log, lake, NOW).problems if "quarantine" in line] == []
