@@ -164,7 +164,7 @@ def _packed(
     entities = points.column("entity key").combine_chunks().dictionary_encode()
     starts = np.flatnonzero(np.diff(entities.indices.to_numpy(), prepend=-1)).tolist()
     names = entities.dictionary.to_pylist()
-    spans = zip(names, starts, [*starts[1:], points.num_rows], strict=True)
+    spans = zip(names, starts, [*starts, points.num_rows][1:], strict=True)
     return [(e, holds_from[low:high].tobytes() + rows[low:high].tobytes()) for e, low, high in spans], vocabulary
 
 

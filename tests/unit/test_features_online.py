@@ -176,6 +176,14 @@ def test_only_what_the_time_to_live_needs_is_kept_and_older_reads_are_refused(la
     reader.close()
 
 
+def test_with_nothing_that_is_needed_a_customer_has_no_values(lake: Lake, tmp_path: Path) -> None:
+    path = tmp_path / "online.db"
+    assert filled(lake, path, TWO, START + 60 * DAY) == 0
+    reader = OnlineReader(path)
+    assert values(reader, 1, 60) is None
+    reader.close()
+
+
 def test_merged_rows_and_a_bulk_write_answer_alike(lake: Lake, tmp_path: Path) -> None:
     bulk, merged = tmp_path / "bulk.db", tmp_path / "merged.db"
     filled(lake, bulk)

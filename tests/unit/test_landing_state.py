@@ -56,7 +56,8 @@ def product(price: float | str = 1.5, commit: int = 0) -> pa.Table:
     source: dict[str, object] = {"ts_us": US, "lsn": US, "txId": 1}
     source |= {"headwater": {"epoch": 1, "commit": commit, "order": 1}} if commit else {}
     value = {"before": None, "after": row, "op": "c", "source": source, "ts_us": US}
-    return pa.table({"key": ['{"stock_code":"A1"}'], "value": [json.dumps(value)], "timestamp_us": [US]})
+    text = json.dumps(value, separators=(",", ":"))
+    return pa.table({"key": ['{"stock_code":"A1"}'], "value": [text], "timestamp_us": [US]})
 
 
 def told(status: StreamStatus, who: str) -> str:
@@ -111,7 +112,7 @@ def test_what_was_put_through_again_and_refused_again_is_one_problem(products, c
         Lake(settings.lake_dir),
         {"HEADWATER_HOME": str(settings.home), "HEADWATER_SHOP_URL": settings.shop_url},
     )
-    log.append({TOPIC: product("dear", 1)})
+    log.append({TOPIC: product("dear", US + 1)})
     land(products, log, lake, 100)
 
     def dlq(*arguments: str) -> list[dict[str, object]]:
@@ -126,7 +127,7 @@ def test_what_was_put_through_again_and_refused_again_is_one_problem(products, c
     assert (listed["offset"], before["offset"], listed["settled"]) == (2, 1, False)
     line = told(stream_status(settings, catalog, log, lake, NOW), "quarantine of")
     assert "1 records could not land and wait (1 of them: list_price_gbp: not a float64)" in line
-    log.append({TOPIC: product(2.5, 2)})
+    log.append({TOPIC: product(2.5, US + 2)})
     land(products, log, lake, 100)
     assert [(each["offset"], each["settled"]) for each in dlq("list", "shop", "--quarantine", "--json")] == [(2, True)]
     dlq("replay", "shop", "--quarantine", "--yes")
