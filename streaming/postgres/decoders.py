@@ -173,7 +173,7 @@ class _Table:
         if encoder is values.boolean:
             return f"{name} = BOOLEANS[{name}]"
         if encoder is values.floating:
-            return f"if {name}[-1] > 57: {name} = e{i}({name})"
+            return f"if {name}[-1] > 57 or {name} == b'-0': {name} = e{i}({name})"
         return f"{name} = e{i}({name})"
 
     def _made(self, prefix: str) -> str:

@@ -84,8 +84,11 @@ def unchecked_text(v: bytes) -> bytes:
 
 
 def floating(v: bytes) -> bytes:
-    """A floating-point number; NaN and the infinities as strings."""
-    return b'"%b"' % v if v[-1] > 57 else v
+    """A floating-point number; NaN and the infinities as strings.
+
+    JSON readers take -0 for an integer, which has no sign then.
+    """
+    return b'"%b"' % v if v[-1] > 57 else b"-0.0" if v == b"-0" else v
 
 
 def boolean(v: bytes) -> bytes:

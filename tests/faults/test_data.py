@@ -166,10 +166,10 @@ def test_25_decimals(case: Case, seen: Seen) -> None:
 
 @ON_POSTGRESQL
 def test_25_not_a_number(case: Case, seen: Seen) -> None:
-    """NaN and infinities as double precision."""
-    values = [("'NaN'", "nan"), ("'Infinity'", "inf"), ("'-Infinity'", "-inf"), ("1e-300", "1e-300")]
+    """NaN, infinities and minus zero as double precision."""
+    values = [("'-0'", "-0.0"), ("'NaN'", "nan"), ("'Infinity'", "inf"), ("'-Infinity'", "-inf"), ("1e-300", "1e-300")]
     arrive(case, "double precision", "float64", values)
-    seen("NaN and infinities arrive as such")
+    seen("NaN, infinities and the sign of zero arrive as such")
 
 
 @ON_POSTGRESQL
