@@ -39,8 +39,8 @@ __all__ = [
 
 # So long the log may take to answer who only wants to know how it is: without it much can be said too.
 ASKED_WITHIN_S = 5.0
-# A connector writes its status once a second.
-_SILENT_S = 10.0
+# A connector writes its status once a second, but for while it waits for a log that acknowledges nothing (15 s).
+_SILENT_S = 30.0
 _LOG_AWAY = (
     "Start it (`headwater up`, if it is the local stack's), or set HEADWATER_LOG_URL to where it is. Connector and "
     "lander wait and go on by themselves; what is not read meanwhile, the database keeps"
@@ -278,7 +278,7 @@ def _source_problem(
         alarm = f"the server keeps {retained.retained_bytes} bytes for us and gives up at {limit}"
     also = f"; {alarm} (docs/runbooks/retained_wal.md)" if alarm else ""
     if found.get("halted"):
-        return f"{found['halted']}{also}", f"Do that, then start `headwater capture {system}` again"
+        return f"{found['halted']}{also}", f"Once that is mended, start `headwater capture {system}` again"
     if lost:
         return lost.found, f"{lost.remedy} (docs/runbooks/{lost.runbook}.md)"
     if not found["running"]:
@@ -322,7 +322,7 @@ def prometheus_text(status: StreamStatus) -> str:
     family("log_problem", "Whether the change log cannot be asked.", [({}, float(bool(status.log_problem)))])
     sources = [({"system": s.system}, s) for s in status.sources]
     family("capture_running", "Whether a connector runs.", [(at, float(s.running)) for at, s in sources])
-    family("capture_sent_rows", "Records sent by this process.", [(at, s.sent_rows) for at, s in sources])
+    family("capture_sent_rows", "Records sent since it last connected.", [(at, s.sent_rows) for at, s in sources])
     family("capture_rows_per_second", "Records sent in the last second.", [(at, s.rows_per_s) for at, s in sources])
     family("capture_position", "In the server's log.", [(at, s.log_position) for at, s in sources])
     family("capture_last_event_seconds", "When that was, since 1970.", [(at, _s(s.last_event_at)) for at, s in sources])

@@ -24,7 +24,7 @@ from streaming.capture.sink import Sink
 from streaming.capture.snapshot import Snapshotter
 from streaming.capture.source import Retained, Source
 from streaming.capture.tables import SchemaHistory, TableSchema, schemas_topic
-from streaming.log_writer import LogWriter, RecordTooLargeError, RetryableLogError
+from streaming.log_writer import LogWriter, RecordTooLargeError, RetryableLogError, UnknownTopicError
 
 __all__ = ["Capture", "Options", "Status"]
 
@@ -101,9 +101,15 @@ class Capture:
         self._requested = threading.Lock()
 
     def resnapshot(self, table: str) -> None:
-        """Ask for a table to be read again; from any thread."""
+        """Ask for a table to be read again; from any thread. It is `asked` until the checkpoint says so."""
         with self._requested:
             self._requests.append(table)
+
+    @property
+    def asked(self) -> Sequence[str]:
+        """The tables that are still to be read again, and of which nothing but this process knows."""
+        with self._requested:
+            return tuple(self._requests)
 
     def run(self, stop: threading.Event, *, once: bool = False) -> None:
         """Capture until `stop` is set; with `once` until what there was at the beginning is in the log.
@@ -120,6 +126,13 @@ class Capture:
                 if not attempt.of_a_table(error) or error.size >= self.refused.get((error.topic, error.key), math.inf):
                     raise
                 self.refused[error.topic, error.key] = error.size  # next time it becomes a dead letter
+            except UnknownTopicError as error:
+                raise Halt(
+                    f"{error}: the topic was deleted, or is of another cluster",
+                    "Started again the connector makes it anew; what it had is in the lake as far as it was landed. "
+                    "How its table goes on is on the page",
+                    "landing_lost_log",
+                ) from None
             except (Retryable, RetryableLogError) as error:
                 pause = _FIRST_PAUSE_S if attempt.progressed else min(2 * pause, _LONGEST_PAUSE_S)
                 wait = pause * random.uniform(0.5, 1)
@@ -213,7 +226,7 @@ class _Attempt:
         flushed = saved = published = measured = time.monotonic()
         self._save(sink, snapshotter)
         capture.from_scratch = False
-        self._take_requests(capture, snapshotter)  # before the first look whether everything is done
+        self._take_requests(capture, sink, snapshotter)  # before the first look whether everything is done
         while not stop.is_set():
             busy = self._source.poll(0.002 if snapshotter.busy else options.poll_s)
             self.progressed = self.progressed or busy
@@ -229,7 +242,7 @@ class _Attempt:
                 self._measure(capture, sink)
                 measured = now
             if now - published >= 1:
-                self._take_requests(capture, snapshotter)
+                self._take_requests(capture, sink, snapshotter)
                 self._pace.reach(sink.position)
                 capture._publish(self.status(None))
                 published = now
@@ -264,15 +277,18 @@ class _Attempt:
                 "it stops keeping them (docs/runbooks/retained_wal.md)"
             )
 
-    def _take_requests(self, capture: Capture, snapshotter: Snapshotter) -> None:
-        with capture._requested:
-            requests, capture._requests = capture._requests, []
+    def _take_requests(self, capture: Capture, sink: Sink, snapshotter: Snapshotter) -> None:
+        requests = capture.asked
         for name in requests:
             found = [known for known in snapshotter.progress if name in (known, known.split(".")[-1])]
             if not found:
                 capture._say(f"no table {name} to snapshot again; captured are {', '.join(snapshotter.progress)}")
             for known in found:
                 snapshotter.again(known)
+        if requests:
+            self._save(sink, snapshotter)
+            with capture._requested:
+                del capture._requests[: len(requests)]
 
     def status(self, problem: str | None) -> Status:
         sink, snapshotter = self._sink, self._snapshotter

@@ -211,6 +211,7 @@ class _Watch:
         self._settings, self._system = settings, system
         self._declared = _declarations(settings)
         self._before: Status | None = None
+        self._handed = False
 
     def halted(self, why: str) -> None:
         """Keep why it stopped for whoever asks later."""
@@ -223,6 +224,22 @@ class _Watch:
         elapsed_us = status.at_us - before.at_us if before else 0
         return round((status.rows - before.rows) * 1e6 / elapsed_us, 1) if before and elapsed_us > 0 else 0.0
 
+    def _take_requests(self, capture: Capture) -> None:
+        """What was taken stays on disk until the checkpoint has it: after `kill -9` it is read again."""
+        requests = _requests(self._settings, self._system)
+        taken = requests.with_suffix(".taken.json")
+        if self._handed and not capture.asked:
+            taken.unlink(missing_ok=True)
+            self._handed = False
+        if self._handed:
+            return
+        if requests.exists() and not taken.exists():
+            requests.replace(taken)
+        if taken.exists():
+            self._handed = True
+            for table in json.loads(taken.read_text()):
+                capture.resnapshot(table)
+
     def publish(self, status: Status) -> None:
         path = status_path(self._settings, self._system)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -230,12 +247,8 @@ class _Watch:
         said |= _known(path, _OF_A_STREAM if status.resume else (*_OF_A_STREAM, *_OF_A_CONNECTION), said)
         draft.write_text(json.dumps({**said, "pid": os.getpid(), "rows_per_s": self._rate(status)}))
         draft.replace(path)
-        requests = _requests(self._settings, self._system)
-        if self.capture is not None and requests.exists():
-            asked = json.loads(requests.read_text())
-            requests.unlink()
-            for table in asked:
-                self.capture.resnapshot(table)
+        if self.capture is not None:
+            self._take_requests(self.capture)
         if _declarations(self._settings) != self._declared:
             self.stop.set()
 

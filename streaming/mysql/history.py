@@ -22,7 +22,7 @@ from streaming.mysql.events import HEADER
 from streaming.mysql.positions import LARGEST_POSITION, Gtid, GtidState, Resume, file_number
 from streaming.mysql.server import Logs, Server
 
-__all__ = ["Start", "find_start"]
+__all__ = ["Start", "deleted_before", "find_start"]
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,8 @@ def _not_the_same(database: Database, server: Server, logs: Logs, resume: Resume
     """Why the checkpoint's file is not in this log; None when it is."""
     where = f"{resume.file}:{resume.pos}"
     if resume.file not in logs.sizes:
-        oldest = next(iter(logs.sizes))
-        same_name = resume.file.rpartition(".")[0] == oldest.rpartition(".")[0]
-        if same_name and file_number(resume.file) < file_number(oldest):
-            return purged(where, f"the oldest file is {oldest}")
+        if gone := deleted_before(logs, resume):
+            return gone
         return reset(f"there is no {resume.file}, its last file is {logs.file}")
     if logs.sizes[resume.file] < resume.pos:
         return reset(f"{where} lies beyond the end of that file, which has {logs.sizes[resume.file]} bytes")
@@ -68,6 +66,15 @@ def _not_the_same(database: Database, server: Server, logs: Logs, resume: Resume
         resume.gtid
     ):
         return reset(f"at {where} its GTID is {server.gtid_at(resume.file, resume.pos)}, and was {resume.gtid}")
+    return None
+
+
+def deleted_before(logs: Logs, resume: Resume) -> Halt | None:
+    """What to say when the files of this log begin after the place; None when they do not."""
+    oldest = next(iter(logs.sizes))
+    same_name = resume.file.rpartition(".")[0] == oldest.rpartition(".")[0]
+    if same_name and file_number(resume.file) < file_number(oldest):
+        return purged(f"{resume.file}:{resume.pos}", f"the oldest file is {oldest}")
     return None
 
 

@@ -6,9 +6,10 @@ import time
 from contextlib import closing, suppress
 
 from streaming.capture.credentials import Address
-from streaming.capture.errors import CaptureError
+from streaming.capture.errors import CaptureError, Halt
 from streaming.capture.source import Retained
 from streaming.mysql.connect import Database
+from streaming.mysql.history import deleted_before
 from streaming.mysql.positions import Resume
 from streaming.mysql.server import Logs, Server
 
@@ -30,10 +31,19 @@ def measured(server: Server, logs: Logs, confirmed: Resume) -> Retained:
 
 
 def ask_retained(address: Address, confirmed: Resume, within_s: int) -> Retained | None:
-    """Over a connection of its own, which changes nothing; None when it cannot be asked in that time."""
+    """Over a connection of its own, which changes nothing; None when it cannot be asked in that time.
+
+    Raises Halt when our place was deleted.
+    """
+    found: Retained | None = None
+    gone: Halt | None = None
     with suppress(CaptureError):
         database = Database(address)
         with closing(database.connect(within_s=within_s)) as connection:
             server = Server(database, connection)
-            return measured(server, server.logs(), confirmed)
-    return None
+            logs = server.logs()
+            gone = deleted_before(logs, confirmed) if server.name == confirmed.server else None
+            found = measured(server, logs, confirmed)
+    if gone:
+        raise gone
+    return found

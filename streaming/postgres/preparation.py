@@ -132,12 +132,13 @@ class Preparation:
         found = [everything[name] for name in (*names, *self._clocks) if name in everything]
         exists = setup.has_publication(self.query, self._publication)
         added = [one for one in found if not one.is_published]
+        if exists:  # first: who may not alter the publication need not own the tables either
+            setup.check_owner(self.query, self._state, self._publication, added)
         check_tables(self.query, self._state, found, [*(one.name for one in added), *([] if exists else [""])])
         check_identities(found)
         if exists:
             setup.check_publication(self.query, self._publication, found)
             setup.check_filters(self._publication, found)
-            setup.check_owner(self.query, self._state, self._publication, added)
 
     def _check_missing(self, missing: Sequence[str]) -> None:
         if missing:
@@ -234,11 +235,7 @@ class Preparation:
         """See how things are. Raises Halt when the slot is lost."""
         slot = setup.read_slot(self.query, self._slot, self._state.version)
         if slot is None:
-            raise Halt(
-                f"slot {self._slot} was dropped",
-                "Capture with `--from-scratch`: the slot is made anew, and every table is read again",
-                "postgresql_slot_missing",
-            )
+            raise setup.dropped(self._slot)
         setup.check_slot(slot, self._slot, self._state)
         tables = self._named(self._tables)
         self._look_at_refused(tables)

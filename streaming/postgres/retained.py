@@ -47,13 +47,14 @@ def measured(query: Query, slot: Slot, end: int) -> Retained:
 
 
 def ask_retained(address: Address, slot: str, within_s: int) -> Retained | None:
-    """Over a connection of its own, which changes nothing; None when it cannot be asked in that time, or has no slot.
+    """Over a connection of its own, which changes nothing; None when it cannot be asked in that time.
 
-    Raises Halt when the slot was given up.
+    Raises Halt when there is no such slot any more, or it was given up.
     """
     quick = replace(address, options={**address.options, "connect_timeout": str(within_s)})
     server = Server(quick, "headwater status")
     looked: tuple[ServerState, Slot, Retained] | None = None
+    asked = False
     with suppress(CaptureError), closing(server.session(statement_timeout_s=within_s)) as connection:
 
         def query(statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -63,9 +64,12 @@ def ask_retained(address: Address, slot: str, within_s: int) -> Retained | None:
                 raise server.problem(error, "ask what it keeps for us") from None
 
         found = setup.read_slot(query, slot, connection.info.server_version)
+        asked = True
         if found is not None:
             looked = server_state(query), found, measured(query, found, end_of_log(query))
     if looked is None:
+        if asked:
+            raise setup.dropped(slot)
         return None
     state, found, kept = looked
     setup.check_slot(found, slot, state)

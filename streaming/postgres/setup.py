@@ -17,6 +17,7 @@ __all__ = [
     "check_publication",
     "check_slot",
     "create_slot",
+    "dropped",
     "has_publication",
     "publish",
     "read_slot",
@@ -156,6 +157,15 @@ def check_slot(slot: Slot, name: str, state: ServerState) -> None:
             f"{drop}, then capture with `--from-scratch`: every table is read again",
             "postgresql_slot_invalidated",
         )
+
+
+def dropped(name: str) -> Halt:
+    """There is no slot any more where there was one."""
+    return Halt(
+        f"slot {name} was dropped",
+        "Capture with `--from-scratch`: the slot is made anew, and every table is read again",
+        "postgresql_slot_missing",
+    )
 
 
 def _position(text: str | None) -> int:

@@ -87,6 +87,10 @@ def test_a_binary_log_that_was_purged_stops_the_capture(server: Server, shop: Sh
         return len(shop.run("SHOW BINARY LOGS")) == 1 or None
 
     wait_for("purged log", purge, within_s=PATIENCE_S, every_s=0.1)
+    saved = Checkpoint.load("shop", MemoryWriter(log))
+    assert saved is not None
+    with pytest.raises(Halt, match=r"deleted before it was read.*binlog_purged"):
+        ask_retained(address(server), Resume.read(saved.resume), 2)
     with pytest.raises(Halt, match=r"deleted before it was read.*binlog_expire_logs_seconds.*binlog_purged") as found:
         capture_once(server, log, "orders")
     assert last in found.value.found

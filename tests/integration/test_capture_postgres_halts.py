@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from memory_writer import MemoryWriter
 from postgres_capture import QUICK, SETTINGS, Connector, Database, capturing, same, wait_until
 from stack_servers import started
 
@@ -19,6 +20,7 @@ from streaming.capture.credentials import parse_address
 from streaming.capture.engine import Options
 from streaming.capture.errors import AnotherServer, Halt
 from streaming.capture.service import status_path
+from streaming.log_writer import UnknownTopicError
 from streaming.stream_status import StreamStatus, source_state
 
 _NUMBERS = itertools.count()
@@ -183,6 +185,37 @@ def test_a_publication_that_hides_changes(db: Database) -> None:
     _goes_on(db, connector)
 
 
+def test_a_publication_that_is_not_ours_is_altered_by_its_owner(db: Database) -> None:
+    """Who may not alter it gains nothing by owning the table too."""
+    role = f"r_{db.name}"
+    db(f"CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'secret'; CREATE TABLE u (id int PRIMARY KEY)")
+    db(f"GRANT SELECT ON t, u TO {role}; CREATE PUBLICATION headwater_{db.name} FOR TABLE t")
+    address = parse_address(_as(db, role))
+    halted = _halts(Connector(db, ["u"], address=address), "postgresql_publication")
+    assert halted.remedy == f'As postgres: ALTER PUBLICATION "headwater_{db.name}" ADD TABLE ONLY "public"."u"'
+    with capturing(db, "t", "u", address=address) as connector:
+        assert same(connector.caught_up().fold("t"), db.rows("t")), "the others go on"
+        db(halted.remedy.removeprefix("As postgres: "))
+        db("INSERT INTO u VALUES (1)")
+        wait_until(lambda: same(connector.fold("u"), db.rows("u")), "it is taken in")
+
+
+class _Gone(MemoryWriter):
+    """A log whose topics were deleted."""
+
+    def flush(self) -> None:
+        if any(topic.startswith("cdc.") for (topic, _), *_ in self._sent):
+            raise UnknownTopicError("topic cdc.t: Unknown partition")
+        super().flush()
+
+
+def test_a_topic_that_was_deleted_is_a_halt_with_its_page(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("postgres_capture.MemoryWriter", _Gone)
+    halted = _halts(Connector(db, ["t"]), "landing_lost_log")
+    assert "the topic was deleted" in halted.found
+    assert "Started again the connector makes it anew" in halted.remedy
+
+
 def test_a_publication_that_was_dropped_while_something_changed(db: Database) -> None:
     before = _captured(db)
     db(f"DROP PUBLICATION headwater_{db.name}; UPDATE t SET v = 'unseen'")
@@ -280,6 +313,10 @@ def test_what_is_kept_for_a_connector_that_is_away_is_asked_of_the_server(db: Da
     assert "was given up by the server" in (state.problem or "")
     assert "--from-scratch" in (state.remedy or "")
     _reset(db, "32MB")
+    db(f"SELECT pg_drop_replication_slot('headwater_{db.name}')")
+    state = source_state(settings, db.name)
+    assert f"slot headwater_{db.name} was dropped" in (state.problem or "")
+    assert "--from-scratch" in (state.remedy or "")
 
 
 def _reset(db: Database, bound: str) -> None:

@@ -268,7 +268,8 @@ def _nothing_is_left_behind(address: KafkaAddress) -> None:
         before = _held()
         with pytest.raises(RetryableLogError), KafkaLog(address, patience_s=0.5) as log:
             log.topics()
-        assert _held() == before
+        # The writers beside it go on trying to connect: a socket of theirs comes and goes.
+        _until(lambda: all(now <= then for now, then in zip(_held(), before, strict=True)))
     finally:
         gc.enable()
 
