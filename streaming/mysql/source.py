@@ -23,7 +23,7 @@ from streaming.mysql.history import Start, find_start
 from streaming.mysql.looks import Looks
 from streaming.mysql.positions import Resume
 from streaming.mysql.retained import measured
-from streaming.mysql.server import Server, check_log, check_tables
+from streaming.mysql.server import Logs, Server, check_log, check_tables
 from streaming.mysql.stream import Stream
 from streaming.mysql.tables import Tables
 from streaming.mysql.values import Memo
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MysqlSource"]
 
+# A server that has more than it has sent sends it at once.
+_STANDS_S = 5.0
 # The server gives a sign of life every second.
 _SILENCE_S = 30.0
 # Ours among the server's replicas, unless the URL chooses: the upper half is seldom given to a server.
@@ -59,6 +61,22 @@ class _Streaming:
     looks: Looks
     chunks: Chunks
     heard: float = field(default_factory=time.monotonic)
+    stood: tuple[int, float] | None = None
+
+    def expect_going_on(self, logs: Logs) -> None:
+        """After RESET MASTER a server goes on with signs of life, and sends nothing any more. Raises Retryable.
+
+        Whether the log is still the one that was captured is found out when it is asked for anew.
+        """
+        stream = self.stream
+        if logs.sizes.get(stream.file, -1) < stream.pos:
+            raise Retryable(f"the binary log has no {stream.file}:{stream.pos} any more, up to which it was read")
+        if logs.end <= stream.place:
+            self.stood = None
+        elif self.stood is None or self.stood[0] != stream.place:
+            self.stood = stream.place, time.monotonic()
+        elif time.monotonic() - self.stood[1] > _STANDS_S:
+            raise Retryable(f"the database has more than {stream.file}:{stream.pos}, and does not send it")
 
 
 class MysqlSource:
@@ -248,6 +266,8 @@ class MysqlSource:
         session, confirmed = self._connected(), self._confirmed
         self._look_at_refused(session)
         logs = session.server.logs()
+        if self._streaming is not None:
+            self._streaming.expect_going_on(logs)
         return Retained(0, 0, None, logs.end) if confirmed is None else measured(session.server, logs, confirmed)
 
     def close(self) -> None:

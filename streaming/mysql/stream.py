@@ -89,6 +89,16 @@ class Stream:
         }
 
     @property
+    def file(self) -> str:
+        """Which file of the log is read."""
+        return self._file
+
+    @property
+    def pos(self) -> int:
+        """How far it was read."""
+        return self._pos
+
+    @property
     def place(self) -> int:
         """How far the log was read, as the sink's positions."""
         return place(self._file, self._pos)

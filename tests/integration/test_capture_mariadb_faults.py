@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -98,12 +99,38 @@ def test_a_binary_log_that_was_purged_stops_the_capture(server: Server, shop: Sh
 
 
 def test_a_binary_log_that_was_reset_stops_the_capture(server: Server, shop: Shop) -> None:
-    """Whether or not the place that we were at exists in the new one."""
+    """Whether or not the place that we were at exists in the new one, and whether or not it streams meanwhile."""
     log: Log = {}
     capture_once(server, log, "orders")
     shop.run("RESET MASTER", "INSERT INTO orders (id) VALUES (2)")
     with pytest.raises(Halt, match=r"reset.*--from-scratch.*binlog_reset"):
         capture_once(server, log, "orders")
+    begins_again_from_scratch(server, log)
+
+
+@pytest.mark.parametrize("longer", [False, True])
+def test_a_binary_log_that_is_reset_while_it_streams_stops_the_capture(
+    server: Server, shop: Shop, longer: bool
+) -> None:
+    """The server keeps the connection, and sends signs of life for ever; the new log may be longer than the old one."""
+    log: Log = {}
+    running, stop = capture(server, log, "orders", options=replace(FAST, look_s=0.2), said=[]), threading.Event()
+
+    def reset() -> None:
+        wait_for("orders", lambda: ids(log) == [1] or None, PATIENCE_S, 0.05)
+        shop.run("RESET MASTER")
+        shop.run(*(f"INSERT INTO orders (id, v) VALUES ({n}, 'x')" for n in range(2, 200 if longer else 3)))
+        stop.wait(PATIENCE_S)
+        stop.set()
+
+    resetting = threading.Thread(target=reset)
+    resetting.start()
+    try:
+        with pytest.raises(Halt, match=r"reset.*--from-scratch.*binlog_reset"):
+            running.run(stop)
+    finally:
+        stop.set()
+        resetting.join()
     begins_again_from_scratch(server, log)
 
 
