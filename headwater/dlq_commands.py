@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["dlq"]
 
+# Letters that are put through together.
+_AT_ONCE = 1_000
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
 
@@ -44,9 +47,17 @@ def dlq() -> None:
 @click.argument("system")
 @_selecting
 @click.option("--all", "replayed_too", is_flag=True, help="With those that were put through again already.")
+@click.option("--limit", type=click.IntRange(1), default=1_000, show_default=True, help="At most so many.")
 @_JSON
 def list_(
-    system: str, *, table: str | None, reason: str | None, quarantine: bool, replayed_too: bool, as_json: bool
+    system: str,
+    *,
+    table: str | None,
+    reason: str | None,
+    quarantine: bool,
+    replayed_too: bool,
+    limit: int,
+    as_json: bool,
 ) -> None:
     """The dead letters of SYSTEM (shop), oldest first.
 
@@ -59,9 +70,11 @@ def list_(
       headwater dlq list shop --quarantine --table orders
     """
     with _open_log() as log:
-        found = [
-            each for each in _selected(log, system, table, reason, quarantine) if replayed_too or not each.replayed
-        ]
+        selected = _selected(log, system, table, reason, quarantine)
+        found = list(itertools.islice((each for each in selected if replayed_too or not each.replayed), limit + 1))
+    if len(found) > limit:
+        found.pop()
+        say(f"headwater: these are the first {limit}, there are more: --limit, --table and --reason choose")
     settled = _settled(system, found) if quarantine else set()
     if not (found or quarantine) and _rows_in_quarantine(system, table):
         say("headwater: no dead letters; --quarantine lists the records that are in the log and could not land")
@@ -132,16 +145,22 @@ def replay(
 
     with _open_log() as log:
         found = [_named(log, system, name) for name in chosen] or _selected(log, system, table, reason, quarantine)
-        settled = _settled(system, found) if quarantine and not settled_too and not chosen else set()
-        waiting = [each for each in found if not each.replayed and each.id not in settled]
+        if quarantine and not settled_too and not chosen:
+            found = _unsettled(system, found)
+        waiting = (each for each in found if not each.replayed)
         if not yes:
-            say(f"headwater: {len(waiting)} records would be put through again; --yes does it")
+            say(f"headwater: {sum(1 for _ in waiting)} records would be put through again; --yes does it")
             return
+        sent = known = 0
         with closing(open_writer(current_settings())) as writer:
-            put([each for each in waiting if each.content], writer)  # from quarantine: now letters
-            writer.flush()
-            done = put_through(waiting, log, writer, time.time_ns() // 1_000)
-    say(f"headwater: {done.sent} records were put through again, {done.already_there} had been before")
+            while some := list(itertools.islice(waiting, _AT_ONCE)):
+                put([each for each in some if each.content], writer)  # from quarantine: now letters
+                writer.flush()
+                done = put_through(some, log, writer, time.time_ns() // 1_000)
+                sent, known = sent + done.sent, known + done.already_there
+                if sent + known > _AT_ONCE:
+                    say(f"headwater: {sent + known} so far")
+    say(f"headwater: {sent} records were put through again, {known} had been before")
 
 
 @contextmanager
@@ -155,14 +174,16 @@ def _open_log() -> Iterator[ChangeLog]:
         yield log
 
 
-def _selected(log: ChangeLog, system: str, table: str | None, reason: str | None, quarantine: bool) -> list[DeadLetter]:
+def _selected(
+    log: ChangeLog, system: str, table: str | None, reason: str | None, quarantine: bool
+) -> Iterable[DeadLetter]:
     from streaming.dead_letters import letters
 
     known = letters(log, system)
     _expect_known(system, table, known)
     if quarantine:
         by_id = {each.id: each for each in known}
-        return [by_id.get(each.id, each) for each in _quarantined(system, table, reason)]
+        return (by_id.get(each.id, each) for each in _quarantined(system, table, reason))
     return [
         each
         for each in known
@@ -195,25 +216,34 @@ def _rows_in_quarantine(system: str, table: str | None) -> int:
     return sum(lake.rows(key) for key in _quarantines() if key[1] == system and table in (None, key.name))
 
 
-def _quarantined(system: str, table: str | None = None, reason: str | None = None) -> list[DeadLetter]:
+def _quarantined(system: str, table: str | None = None, reason: str | None = None) -> Iterator[DeadLetter]:
     from lake import Lake
     from streaming.dead_letters import quarantined
 
     return quarantined(Lake(current_settings().lake_dir), system, table=table, reason=reason or "")
 
 
-def _settled(system: str, found: Sequence[DeadLetter]) -> set[str]:
+def _settled(system: str, found: Iterable[DeadLetter]) -> set[str]:
     """The ids of those in the quarantine of a declared table that nobody has to care for any more."""
+    found = list(found)
+    waiting = {each.id for each in _unsettled(system, found)}
+    return {each.id for each in found} - waiting
+
+
+def _unsettled(system: str, found: Iterable[DeadLetter]) -> Iterator[DeadLetter]:
+    """Those of a table that is not declared any more among them."""
     from lake import Lake
     from streaming.landing import contract_of, quarantine_waiting
 
-    lake, settled = Lake(current_settings().lake_dir), set[str]()
-    for source in read_catalog(current_settings()).sources:
-        own = [each for each in found if each.origin.topic == contract_of(source).topic]
-        if source.system == system and own:
-            waiting = quarantine_waiting(source, lake)
-            settled |= {each.id for each in own if (each.origin.partition, each.origin.offset) not in waiting}
-    return settled
+    lake = Lake(current_settings().lake_dir)
+    declared = {contract_of(each).topic: each for each in read_catalog(current_settings()).sources}
+    waiting: dict[str, Mapping[tuple[int, int], str]] = {}
+    for each in found:
+        origin = each.origin
+        if origin.topic in declared and origin.topic not in waiting:
+            waiting[origin.topic] = quarantine_waiting(declared[origin.topic], lake)
+        if origin.topic not in declared or (origin.partition, origin.offset) in waiting[origin.topic]:
+            yield each
 
 
 def _named(log: ChangeLog, system: str, name: str) -> DeadLetter:

@@ -19,8 +19,9 @@ Errors: DeadLetterError   a letter does not exist, or its topic does not any mor
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,6 +50,8 @@ __all__ = [
 # Kafka takes a record of 1 MiB by default; a character takes up to six bytes as JSON.
 _PART_CHARACTERS = 128 << 10
 _READ_AT_ONCE = 1_000
+# Letters that are in memory, and put through, together.
+_AT_ONCE = 1_000
 _HEADWATER = b'"headwater":{'
 
 
@@ -154,7 +157,7 @@ def put(found: Sequence[DeadLetter], writer: LogWriter) -> None:
     heads = [(letter, _send_content(letter, writer)) for letter in found]
     writer.flush()  # a letter that is there is there to its end
     for letter, parts in heads:
-        _send(letter, _head(letter, parts), writer, letter.at_us)
+        _tell(letter, _head(letter, parts), writer, letter.at_us)
 
 
 def letters(log: ChangeLog, system: str) -> list[DeadLetter]:
@@ -193,11 +196,10 @@ def _joined(letter: DeadLetter, pieces: Mapping[int, str]) -> Content:
     return Content(_raw(key), _raw(value))
 
 
-def quarantined(lake: Lake, system: str, *, table: str | None = None, reason: str = "") -> list[DeadLetter]:
+def quarantined(lake: Lake, system: str, *, table: str | None = None, reason: str = "") -> Iterator[DeadLetter]:
     """What is in the quarantine of a system's tables, or one's, as the letters that it would be; by a reason's text."""
     from lake.tables import quoted
 
-    found: list[DeadLetter] = []
     tables = [key for key in sorted(lake.keys()) if key[:2] == ("quarantine", system) and table in (None, key.name)]
     for key in tables:
         with lake.connect([key]) as db:
@@ -205,9 +207,9 @@ def quarantined(lake: Lake, system: str, *, table: str | None = None, reason: st
                 f"""SELECT topic, log_partition, log_offset, reason, coalesce(epoch_us(landed_at), 0), key, value
                 FROM {quoted(key)} WHERE contains(reason, ?) ORDER BY log_partition, log_offset""",
                 [reason],
-            ).fetchall()
-        found += [_of_row(system, *row) for row in rows]
-    return found
+            )
+            while found := rows.fetchmany(_AT_ONCE):
+                yield from (_of_row(system, *row) for row in found)
 
 
 def _of_row(
@@ -218,52 +220,68 @@ def _of_row(
     return dead_letter(origin, reason, key=raw[0], value=raw[1], timestamp_us=at_us, at_us=at_us)
 
 
-def replay(found: Sequence[DeadLetter], log: ChangeLog, writer: LogWriter, at_us: int) -> Replayed:
+def replay(found: Iterable[DeadLetter], log: ChangeLog, writer: LogWriter, at_us: int) -> Replayed:
     """Put letters through again: their records go to the end of their partitions, each once however often this is done.
 
     Raises LogError: what was put through until then stays so, and the same call goes on with the rest.
     """
-    waiting = whole([letter for letter in found if not letter.replayed], log)
-    sent = sum(_put_through(letter, log, writer, at_us) for letter in waiting)
-    return Replayed(sent, len(found) - sent)
+    sent = known = 0
+    letters_left = iter(found)
+    while some := list(itertools.islice(letters_left, _AT_ONCE)):
+        waiting = whole([letter for letter in some if not letter.replayed], log)
+        new = _put_through(waiting, log, writer, at_us)
+        sent, known = sent + new, known + len(some) - new
+    return Replayed(sent, known)
 
 
-def _put_through(letter: DeadLetter, log: ChangeLog, writer: LogWriter, at_us: int) -> bool:
-    """Returns whether it was not there already."""
-    assert letter.content is not None
-    content = Content(letter.content.key, _marked(letter.id, letter.content.value))
-    if letter.putting is not None and _is_there(content, letter, log):
-        _tell(letter, {"replayed": True}, writer, at_us)
-        return False
-    if letter.putting is None:
-        ends = {source.partition: end for source, end in log.ends(log.partitions(letter.origin.topic)).items()}
-        _tell(letter, {"putting": ends}, writer, at_us)
-    # A record with a key goes where its key's records go by now; one without has to be where it was.
-    partition = letter.origin.partition if content.key is None else None
-    writer.ensure([letter.origin.topic])
-    writer.send(letter.origin.topic, *content, letter.timestamp_us, partition)
+def _put_through(found: Sequence[DeadLetter], log: ChangeLog, writer: LogWriter, at_us: int) -> int:
+    """Returns how many were not there already."""
+    there = _are_there([letter for letter in found if letter.putting is not None], log)
+    begun = [letter for letter in found if letter.putting is None]
+    topics = {letter.origin.topic for letter in begun}
+    ends = {topic: {at.partition: end for at, end in log.ends(log.partitions(topic)).items()} for topic in topics}
+    for letter in begun:
+        _tell(letter, {"putting": ends[letter.origin.topic]}, writer, at_us)
     writer.flush()
-    _tell(letter, {"replayed": True}, writer, at_us)
-    return True
+    writer.ensure(sorted({letter.origin.topic for letter in found}))
+    done = [letter for letter in found if letter.id in there]
+    try:
+        for letter in found:
+            if letter.id not in there:
+                content = _again(letter)
+                # A record with a key goes where its key's records go by now; one without has to be where it was.
+                partition = letter.origin.partition if content.key is None else None
+                writer.send(letter.origin.topic, *content, letter.timestamp_us, partition)
+                done.append(letter)
+    finally:  # one that is refused does not make the others go twice
+        writer.flush()
+        for letter in done:
+            _tell(letter, {"replayed": True}, writer, at_us)
+        writer.flush()
+    return len(done) - len(there)
+
+
+def _are_there(found: Sequence[DeadLetter], log: ChangeLog) -> set[str]:
+    """The ids of those whose very record was appended since their first try began."""
+    there: set[str] = set()
+    for topic in {letter.origin.topic for letter in found}:
+        sought = {_again(letter): letter for letter in found if letter.origin.topic == topic}
+        for source in log.partitions(topic):
+            begun = min((letter.putting or {}).get(source.partition, 0) for letter in sought.values())
+            for offset, _, key, value in _records(log, source, begun):
+                letter = sought.get(Content(_raw(key), _raw(value)))
+                if letter is not None and offset >= (letter.putting or {}).get(source.partition, 0):
+                    there.add(letter.id)
+    return there
+
+
+def _again(letter: DeadLetter) -> Content:
+    assert letter.content is not None
+    return Content(letter.content.key, _marked(letter.id, letter.content.value))
 
 
 def _tell(letter: DeadLetter, what: Mapping[str, Any], writer: LogWriter, at_us: int) -> None:
-    _send(letter, what, writer, at_us)
-    writer.flush()
-
-
-def _send(letter: DeadLetter, what: Mapping[str, Any], writer: LogWriter, at_us: int) -> None:
     writer.send(dlq_topic(letter.origin.system), letter.id.encode(), json.dumps(what).encode(), at_us)
-
-
-def _is_there(content: Content, letter: DeadLetter, log: ChangeLog) -> bool:
-    """Whether the very record was appended since the first try began."""
-    assert letter.putting is not None
-    return any(
-        content == (_raw(key), _raw(value))
-        for source in log.partitions(letter.origin.topic)
-        for _, _, key, value in _records(log, source, letter.putting.get(source.partition, 0))
-    )
 
 
 def _marked(name: str, value: bytes | None) -> bytes | None:

@@ -41,6 +41,8 @@ __all__ = [
 ASKED_WITHIN_S = 5.0
 # A connector writes its status once a second, but for while it waits for a log that acknowledges nothing (15 s).
 _SILENT_S = 30.0
+# One that has not for so long waits for something: nothing is known of what has happened since.
+_WAITS_S = 5.0
 _LOG_AWAY = (
     "Start it (`headwater up`, if it is the local stack's), or set HEADWATER_LOG_URL to where it is. Connector and "
     "lander wait and go on by themselves; what is not read meanwhile, the database keeps"
@@ -253,10 +255,13 @@ def _retained(settings: Settings, system: str, found: Mapping[str, Any]) -> Reta
 
 def _lag_s(found: Mapping[str, Any], retained: Retained | None) -> float | None:
     """None as long as nothing at all is known of it."""
-    if found["running"] and not found["problem"]:
-        at_us, behind = found["at_us"], found["behind"]
+    now_us = time.time_ns() // 1000
+    if not found["running"] or found["problem"]:
+        at_us, behind = now_us, retained is None or retained.end > found["position"]
+    elif now_us - found["at_us"] > _WAITS_S * 1e6:
+        at_us, behind = now_us, True
     else:
-        at_us, behind = time.time_ns() // 1000, retained is None or retained.end > found["position"]
+        at_us, behind = found["at_us"], found["behind"]
     if not behind:
         return 0.0
     since_us = found["level_us"] or found["last_event_us"]
