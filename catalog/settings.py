@@ -270,7 +270,7 @@ SETTINGS: tuple[Setting, ...] = (
         "HEADWATER_NOW",
         "now",
         "",
-        "the business instant; empty: the system's clock where a database is captured, else the time of the replay's last event",
+        "the business instant; empty: the system's clock where a database is captured, else the last event's time",
         "an ISO 8601 instant such as 2011-12-16T12:50:00 (UTC unless it has an offset), or empty",
         _instant,
     ),
