@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -49,16 +50,17 @@ class Runs:
         command = [sys.executable, str(SCRIPT), str(lines)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def killed(self, home: Path, after_s: float) -> bool:
-        """Whether a run in that directory still went on after that time, and was killed (SIGKILL) then."""
+    def killed(self, home: Path, is_due: Callable[[], bool] = lambda: False) -> bool:
+        """Whether a run in that directory still went on when it was due, and was killed (SIGKILL) then."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{home}\n")
         self._process.stdin.flush()
         run = int(self._process.stdout.readline())
-        ended, _, _ = select.select([self._process.stdout], [], [], after_s)
-        if not ended:
-            os.kill(run, signal.SIGKILL)
+        while not select.select([self._process.stdout], [], [], 0.002)[0]:
+            if is_due():
+                os.kill(run, signal.SIGKILL)
+                break
         status = int(self._process.stdout.readline())
         assert status in (0, signal.SIGKILL)
         return status != 0
@@ -84,26 +86,39 @@ def progress(home: Path) -> int:
 
 def test_twenty_kills_change_nothing(lines: Path, tmp_path: Path) -> None:
     with closing(Runs(lines)) as runs:
-        began = time.monotonic()
-        assert not runs.killed(tmp_path / "undisturbed", 120)
-        _kill_and_compare(runs, time.monotonic() - began, tmp_path)
+        assert not runs.killed(tmp_path / "undisturbed")
+        _kill_and_compare(runs, tmp_path)
 
 
-def _kill_and_compare(runs: Runs, undisturbed_s: float, tmp_path: Path) -> None:
+def _at(home: Path, commits: float, after_s: float) -> Callable[[], bool]:
+    """When the lake has seen so many commits, and a moment has passed since then."""
+    reached: list[float] = []
+
+    def is_due() -> bool:
+        if not reached and progress(home) >= commits:
+            reached.append(time.monotonic())
+        return bool(reached) and time.monotonic() - reached[0] >= after_s
+
+    return is_due
+
+
+def _kill_and_compare(runs: Runs, tmp_path: Path) -> None:
+    total = progress(tmp_path / "undisturbed")
     expected = landed(tmp_path / "undisturbed")
     assert expected["raw.shop.order_lines"].num_rows > 1_400
     assert expected["quarantine.shop.order_lines"].num_rows > 30
 
     moments, homes, kills, reached = random.Random(SEED), [tmp_path / "0"], 0, []
     while kills < KILLS:
-        if runs.killed(homes[-1], moments.uniform(0, undisturbed_s * 0.8)):
+        commits = progress(homes[-1]) + total * moments.uniform(-0.2, 0.5)
+        if runs.killed(homes[-1], _at(homes[-1], commits, moments.uniform(0, 0.1))):
             kills += 1
             reached.append(progress(homes[-1]))
         else:  # it came to its end: the remaining kills go to a fresh one
             homes.append(tmp_path / str(len(homes)))
-    assert not runs.killed(homes[-1], 120)
+    assert not runs.killed(homes[-1])
     # The moments are spread over the run: before the lake exists, and at different stages of landing.
-    print(f"undisturbed {undisturbed_s:.1f} s; commits at the kills: {reached}")
+    print(f"commits at the kills, of {total}: {reached}")
     assert len(set(reached)) > 5
 
     for home in homes:
