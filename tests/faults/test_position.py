@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -164,6 +165,23 @@ def test_08_binlog_reset(case: Case, seen: Seen) -> None:
     assert "--from-scratch" in case.halts("mariadb_binlog_reset")
     from_scratch(case)
     seen("halt with runbook mariadb_binlog_reset; --from-scratch: equals the source")
+
+
+@ON_MARIADB
+def test_08_binlog_reset_while_it_streams(case: Case, seen: Seen) -> None:
+    """RESET MASTER while the connector runs, and rows change; the server keeps the connection, and sends nothing."""
+    case.make()
+    with case.home.started("headwater", "capture", "shop") as connector, case.running("land", "--every", "0.2"):
+        case.wait_for_same()
+        case.sql("RESET MASTER", "DELETE FROM t WHERE id = 1")
+        began = time.monotonic()
+        assert connector.wait(60) == 1, case.said
+        halted_s = time.monotonic() - began
+    assert any("mariadb_binlog_reset" in problem for problem in case.problems())
+    from_scratch(case)
+    seen(
+        f"halts by itself within {halted_s:.0f} s, with runbook mariadb_binlog_reset; --from-scratch: equals the source"
+    )
 
 
 def test_09_another_server(own_case: Case, tmp_path: Path, seen: Seen) -> None:
