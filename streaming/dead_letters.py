@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,6 +53,7 @@ _PART_CHARACTERS = 128 << 10
 _READ_AT_ONCE = 1_000
 # Letters that are in memory, and put through, together.
 _AT_ONCE = 1_000
+_PATIENCE_S = 5.0
 _HEADWATER = b'"headwater":{'
 
 
@@ -355,11 +357,21 @@ class _Told:
 
 
 def _records(log: ChangeLog, source: Any, offset: int) -> Iterator[tuple[int, int, str | None, str | None]]:
-    """All records of a partition from `offset` on, as BATCH_SCHEMA's columns."""
-    while (batch := log.read(source, offset, _READ_AT_ONCE)).num_rows:
-        columns = [batch[name].to_pylist() for name in batch.column_names]
-        yield from zip(*columns, strict=True)
-        offset = columns[0][-1] + 1
+    """All records of a partition from `offset` on, as BATCH_SCHEMA's columns.
+
+    A broker under load was seen to answer with nothing in the middle of a partition: it is asked again.
+    """
+    end, until = log.end(source), time.monotonic() + _PATIENCE_S
+    while offset < end:
+        batch = log.read(source, offset, _READ_AT_ONCE)
+        if batch.num_rows:
+            columns = [batch[name].to_pylist() for name in batch.column_names]
+            yield from zip(*columns, strict=True)
+            offset, until = columns[0][-1] + 1, time.monotonic() + _PATIENCE_S
+        elif time.monotonic() > until:
+            return
+        else:
+            time.sleep(0.05)
 
 
 def _raw(text: str | None) -> bytes | None:

@@ -25,6 +25,7 @@ from streaming.log_writer import LogError, Record, RecordTooLargeError, Retryabl
 __all__ = ["KafkaWriter"]
 
 _PATIENCE_S = 15.0
+_PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
 _POLL_S = 0.05
 # Nothing is sent behind a record that a broker may refuse until it is there. A broker that has not heard of a producer
 # takes its second batch although it has refused the first: the record would be missing before later ones. Batches of
@@ -171,8 +172,8 @@ class KafkaWriter:
         return self._spent(found)
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        """Only for what was not delivered; the first says why, the others follow from it."""
-        if error is not None and self._failure is None:
+        """Only for what was not delivered; the first says why, the others follow from it, and what was purged does."""
+        if error is not None and self._failure is None and error.code() not in _PURGED:
             key, value = message.key(), message.value()
             size = len(key or b"") + len(value or b"")
             self._spent(refusal(error, self._address, topic=message.topic(), key=key, size=size))

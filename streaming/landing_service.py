@@ -97,6 +97,7 @@ class Lander:
         self._landed_at: dict[TopicPartition, float] = {}
         self._told: dict[TopicPartition, int] = {}
         self._is_untold = False
+        self._left: set[str] = set()
         self._commits: Counter[Key] = Counter()
 
     def run(self, stop: threading.Event) -> Mapping[Key, str]:
@@ -125,6 +126,7 @@ class Lander:
         """A Listener's: a batch in the making is written or refused, whatever the group thinks."""
         for partition in partitions:
             self._landings.pop(partition, None)
+            self._left.add(partition.topic)
         self._say("partitions revoked", partitions=sorted(map(str, partitions)))
 
     def lost(self, partitions: Collection[TopicPartition]) -> None:
@@ -151,6 +153,7 @@ class Lander:
 
     def _round(self, membership: Membership, stop: threading.Event) -> bool:
         """Land a batch of each partition that is due. Returns whether any is still behind."""
+        self._look_at_what_left()
         behind = False
         for partition, end in self._ends(membership.partitions).items():
             source = self._by_topic[partition.topic]
@@ -160,6 +163,16 @@ class Lander:
                 behind |= self._land(partition, source, end)
         self._tell_group(membership)
         return behind
+
+    def _look_at_what_left(self) -> None:
+        """The group takes away the partitions of a topic that is gone, maybe before anybody asks for their ends."""
+        while self._left:
+            source = self._by_topic.get(topic := next(iter(self._left)))
+            if source is not None and contract_of(source).table not in self.refused:
+                with self._refusing(source):
+                    if lost := refusal(contract_of(source), self._log, self._lake):
+                        raise lost
+            self._left.discard(topic)
 
     def _ends(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
         """Of the tables that are not refused. A topic that is gone is its own table's matter."""

@@ -28,6 +28,8 @@ from streaming.capture.tables import CapturedColumn, SchemaHistory, TableSchema,
 from streaming.change import SNAPSHOT_ORDER, UNAVAILABLE
 from streaming.landing import ChangedColumnsError, LandingReport, land, quarantine_waiting, schema_changes
 from streaming.landing_order import Place, repeated
+from streaming.landing_service import Lander, Options
+from streaming.log import TopicPartition
 from streaming.sqlite_log import SqliteLog
 from streaming.sqlite_writer import SqliteWriter
 
@@ -481,3 +483,25 @@ def test_of_a_table_without_key_it_waits_until_the_table_is_read_again(log: Sqli
     append(log, {**change("r", 1, 3, order=SNAPSHOT_ORDER, v=1), "key": None})
     land(things, log, lake, 10)
     assert waiting(things, lake) == {}
+
+
+def test_a_topic_that_the_group_takes_away_because_it_is_gone_is_told(
+    log: SqliteLog, lake: Lake, tmp_path: Path
+) -> None:
+    """Also where nobody has asked for its end before it went."""
+    things = source(("v", "int64"))
+    append(log, change("c", 1, 1, v=1))
+    land(things, log, lake, 10)
+    said: list[str] = []
+
+    def say(event: str, **more: Any) -> None:
+        said.append(f"{event} {more.get('runbook', '')}")
+
+    with SqliteLog(tmp_path / "another.db") as another:
+        for held, wanted in ((log, {}), (another, {RAW})):
+            lander = Lander(lambda: [things], held, lake, Options(), say)
+            lander._declare([things])
+            lander.revoked([TopicPartition(TOPIC, 0)])
+            lander._look_at_what_left()
+            assert set(lander.refused) == set(wanted)
+    assert said[-1] == "refused landing_lost_log"
