@@ -359,7 +359,7 @@ class _Told:
 def _records(log: ChangeLog, source: Any, offset: int) -> Iterator[tuple[int, int, str | None, str | None]]:
     """All records of a partition from `offset` on, as BATCH_SCHEMA's columns.
 
-    A broker under load was seen to answer with nothing in the middle of a partition: it is asked again.
+    An answer with nothing in it before the end is no end: the log is asked again.
     """
     end, until = log.end(source), time.monotonic() + _PATIENCE_S
     while offset < end:
