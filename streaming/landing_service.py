@@ -98,6 +98,7 @@ class Lander:
         self._told: dict[TopicPartition, int] = {}
         self._is_untold = False
         self._left: set[str] = set()
+        self._changes_told: set[tuple[Key, int]] = set()
         self._commits: Counter[Key] = Counter()
 
     def run(self, stop: threading.Event) -> Mapping[Key, str]:
@@ -245,7 +246,9 @@ class Lander:
     def _tell(self, partition: TopicPartition, source: Source, step: Step) -> None:
         table, checked = contract_of(source).table, step.checked
         for change in step.changes:
-            _say_change(self._say, table, change)
+            if (table, change.version) not in self._changes_told:  # each partition comes to it
+                self._changes_told.add((table, change.version))
+                _say_change(self._say, table, change)
         self._say(
             "landed",
             table=table.dotted,
