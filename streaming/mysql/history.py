@@ -12,6 +12,7 @@ Errors: Halt
 
 from __future__ import annotations
 
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from streaming.capture.errors import AnotherServer, CaptureError, Halt
@@ -22,7 +23,7 @@ from streaming.mysql.events import HEADER
 from streaming.mysql.positions import LARGEST_POSITION, Gtid, GtidState, Resume, file_number
 from streaming.mysql.server import Logs, Server
 
-__all__ = ["Start", "deleted_before", "find_start"]
+__all__ = ["Start", "deleted_before", "find_start", "last_transaction"]
 
 
 @dataclass(frozen=True)
@@ -97,29 +98,35 @@ def _born(database: Database, file: str, mariadb: bool) -> int:
     return 0
 
 
+def last_transaction(database: Database, gtid: str) -> tuple[str, int] | None:
+    """Of the transaction with which the log came to this state: the state before it, and when it was written.
+
+    By these a promoted replica is known to continue this log. The numbers of a domain have no gaps where one server
+    writes at a time; None where the server does not know the state before it: there another server has written
+    before, numbers were set by hand, or the log does not go back that far.
+    """
+    state = GtidState.parse(gtid)
+    for last in state:
+        before = state.before(last)
+        if (written := _written(database, before, last)) is not None:
+            return str(before), written
+    return None
+
+
 def _continues(database: Database, resume: Resume) -> bool:
     """Whether the last transaction that we have is in this log too: by GTID, and by when it was written."""
     if not resume.gtid or not resume.written:
         return False
-    ours = GtidState.parse(resume.gtid)
     before = GtidState.parse(resume.before)
-    last = next((gtid for gtid in ours if before[gtid.domain] != gtid), None)
-    try:
-        dump = Dump(database, 0, gtid=resume.before, until_end=True)
-    except CaptureError:
-        return False
-    try:
-        return last is not None and _first(dump) == (last, resume.written)
-    except Halt:  # that state is not in this log
-        return False
-    finally:
-        dump.close()
+    last = next((gtid for gtid in GtidState.parse(resume.gtid) if before[gtid.domain] != gtid), None)
+    return last is not None and _written(database, before, last) == resume.written
 
 
-def _first(dump: Dump) -> tuple[Gtid, int] | None:
-    """The first transaction that is sent, and when it was written."""
-    for event in dump.all_events():
-        when, kind, writer, *_ = HEADER.unpack_from(event, 1)
-        if kind == events.GTID:
-            return Gtid(*vars(events.read_gtid(event, writer).gtid).values()), int(when)
+def _written(database: Database, before: GtidState, gtid: Gtid) -> int | None:
+    """When a transaction was written, in seconds; None when it does not follow that state in this log."""
+    with suppress(CaptureError), closing(Dump(database, 0, gtid=str(before), until_end=True)) as dump:
+        for event in dump.all_events():
+            when, kind, writer, *_ = HEADER.unpack_from(event, 1)
+            if kind == events.GTID:
+                return int(when) if events.read_gtid(event, writer).gtid == gtid else None
     return None

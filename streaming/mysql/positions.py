@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 __all__ = ["Gtid", "GtidState", "Resume", "extended", "file_number", "place"]
@@ -67,6 +67,12 @@ class GtidState:
     def add(self, gtid: Gtid) -> None:
         self._last[gtid.domain] = gtid
         self._text = None
+
+    def before(self, gtid: Gtid) -> GtidState:
+        """The state a transaction earlier, when the same server wrote the one before it too."""
+        others = [last for last in self if last.domain != gtid.domain]
+        earlier = [replace(gtid, sequence=gtid.sequence - 1)] if gtid.sequence > 1 else []
+        return GtidState(others + earlier)
 
     def __getitem__(self, domain: int) -> Gtid | None:
         return self._last.get(domain)

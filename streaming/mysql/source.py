@@ -19,7 +19,7 @@ from streaming.mysql.connect import Database
 from streaming.mysql.dictionary import Described, Dictionary
 from streaming.mysql.dump import Dump
 from streaming.mysql.events import HEADER
-from streaming.mysql.history import Start, find_start
+from streaming.mysql.history import Start, find_start, last_transaction
 from streaming.mysql.looks import Looks
 from streaming.mysql.positions import Resume
 from streaming.mysql.retained import measured
@@ -201,7 +201,9 @@ class MysqlSource:
         """The end of the log, from where a capture without a checkpoint begins."""
         logs = session.server.logs()
         gtid = session.server.gtid_at(logs.file, logs.pos)
-        return Resume(logs.file, logs.pos, gtid, server=session.server.name, written=int(time.time()))
+        last = last_transaction(self._database, gtid) if session.server.mariadb else None
+        before, written = last or ("", int(time.time()))
+        return Resume(logs.file, logs.pos, gtid, before, server=session.server.name, written=written)
 
     def _begin(self) -> None:
         """Read until the stream has said which file it is in, and since when there is that file."""

@@ -340,6 +340,24 @@ def test_14_standby_promoted(own_case: Case, tmp_path: Path, seen: Seen) -> None
     seen("it goes on with the former standby where it was, nothing is read again; equals the source")
 
 
+def test_14_standby_promoted_before_anything_was_streamed(own_case: Case, tmp_path: Path, seen: Seen) -> None:
+    """A capture that began at the end of the log and has seen no change since; then as above."""
+    case, primary = own_case, own_case.server
+    with standby_of(case, tmp_path / "standby") as standby:
+        captured(case)
+        if case.is_postgresql:
+            standby = with_slot(case, standby, SLOT)
+        catch_up(case, standby)
+        kill(primary)
+        promote(case, standby)
+        case.move_to(standby)
+        case.sql("UPDATE t SET v = 'on the former standby' WHERE id = 1")
+        case.sync()
+        assert [op for op, _, _ in case.history("t")].count("r") == 3, "nothing was read again"
+        case.forget_connection()
+    seen("it goes on with the former standby where it began, nothing is read again; equals the source")
+
+
 def test_14_standby_without_our_place(own_case: Case, tmp_path: Path, seen: Seen) -> None:
     """The connector is pointed at a standby that is then promoted and has no slot (MariaDB: that lacks a transaction
     that was captured).

@@ -30,6 +30,8 @@ from stack_servers import started
 from headwater.stack.server import Server, kill, restart
 from streaming.capture.checkpoint import Checkpoint
 from streaming.capture.errors import Halt, Retryable
+from streaming.mysql.connect import Database
+from streaming.mysql.history import last_transaction
 from streaming.mysql.positions import Resume
 from streaming.mysql.retained import ask_retained
 from streaming.mysql.source import MysqlSource
@@ -59,6 +61,19 @@ def snapshots(log: Log) -> int:
     return sum(change["op"] == "r" for _, _, change in changes(log, topic("shop.orders")))
 
 
+def purge_but_the_last_file(shop: Shop) -> str:
+    """That file, when the others are deleted."""
+    last = str(shop.one("SHOW MASTER STATUS"))
+
+    def purge() -> bool | None:
+        """A file that is still sent to somebody, who went away a second ago, is not deleted."""
+        shop.run(f"PURGE BINARY LOGS TO '{last}'")
+        return len(shop.run("SHOW BINARY LOGS")) == 1 or None
+
+    wait_for("purged log", purge, within_s=PATIENCE_S, every_s=0.1)
+    return last
+
+
 def begins_again_from_scratch(server: Server, log: Log) -> None:
     """In a new epoch, so that what was landed before is not taken for newer."""
     capture_once(server, log, "orders", options=FROM_SCRATCH)
@@ -80,14 +95,7 @@ def test_a_binary_log_that_was_purged_stops_the_capture(server: Server, shop: Sh
     capture_once(server, log, "orders")
     shop.run("INSERT INTO orders (id) VALUES (2)", "FLUSH BINARY LOGS", "DELETE FROM orders WHERE id = 1")
     shop.run("FLUSH BINARY LOGS")
-    last = str(shop.one("SHOW MASTER STATUS"))
-
-    def purge() -> bool | None:
-        """A file that is still sent to somebody, who went away a second ago, is not deleted."""
-        shop.run(f"PURGE BINARY LOGS TO '{last}'")
-        return len(shop.run("SHOW BINARY LOGS")) == 1 or None
-
-    wait_for("purged log", purge, within_s=PATIENCE_S, every_s=0.1)
+    last = purge_but_the_last_file(shop)
     saved = Checkpoint.load("shop", MemoryWriter(log))
     assert saved is not None
     with pytest.raises(Halt, match=r"deleted before it was read.*binlog_purged"):
@@ -157,6 +165,28 @@ def test_gaps_and_domains_of_gtids_lose_nothing(server: Server, shop: Shop) -> N
     gtids = {c["after"]["id"]: c["source"]["gtid"] for _, _, c in changes(log, topic("shop.orders")) if c["op"] == "c"}
     assert gtids[2] == f"0-1-{last + 1_000_000}"
     assert gtids[4] == "7-77-2"
+
+
+def test_the_last_transaction_is_found_in_the_log_or_nothing_is_claimed(server: Server, shop: Shop) -> None:
+    def last() -> tuple[str, int] | None:
+        return last_transaction(Database(address(server)), str(shop.one("SELECT @@gtid_binlog_pos")))
+
+    shop.run("RESET MASTER", "CREATE TABLE t (id int)")
+    assert last() == (
+        "",
+        shop.one("SELECT unix_timestamp(create_time) FROM information_schema.tables WHERE table_name = 't'"),
+    )
+    shop.run("SET timestamp = 1000000000", "INSERT INTO t VALUES (1)", "FLUSH BINARY LOGS")
+    assert last() == ("0-1-1", 1_000_000_000)
+    shop.run("SET timestamp = 1000000001, gtid_domain_id = 7, gtid_seq_no = 5", "INSERT INTO t VALUES (2)")
+    assert last() == ("0-1-1,7-1-5", 1_000_000_000)  # of domain 7 there is no 7-1-4
+    shop.run("SET timestamp = DEFAULT, gtid_domain_id = 0, gtid_seq_no = 9", "INSERT INTO t VALUES (3)")
+    assert last() is None
+    shop.run("INSERT INTO t VALUES (4)")
+    assert last() is not None
+    shop.run("FLUSH BINARY LOGS")
+    purge_but_the_last_file(shop)
+    assert last() is None
 
 
 # The server
