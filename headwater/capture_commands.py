@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -104,7 +105,8 @@ def status(*, as_json: bool, prometheus: bool) -> None:
     from lake import Lake
     from streaming.log_writer import LogError
     from streaming.open_log import has_log, open_log
-    from streaming.stream_status import ASKED_WITHIN_S, prometheus_text, stream_status, without_log
+    from streaming.prometheus import prometheus_text
+    from streaming.stream_status import ASKED_WITHIN_S, stream_status, without_log
 
     settings = current_settings()
     if not has_log(settings):
@@ -149,23 +151,10 @@ def _show(found: StreamStatus) -> None:
     if found.log_problem:
         return
     columns = ["topic", "table", "rows", "rows/s", "last event", "quarantined", "lag rows", "lag bytes", "lag s"]
-    show_table(
-        columns,
-        [
-            [
-                c.topic,
-                c.table,
-                c.rows,
-                c.rows_per_s,
-                c.last_event_at,
-                c.quarantined_rows,
-                c.lag_rows,
-                c.lag_bytes,
-                c.lag_s,
-            ]
-            for c in found.consumers
-        ],
+    values = attrgetter(
+        "topic", "table", "rows", "rows_per_s", "last_event_at", "quarantined_rows", "lag_rows", "lag_bytes", "lag_s"
     )
+    show_table(columns, [values(consumer) for consumer in found.consumers])
     if dead := [[d.system, table, count] for d in found.dead_letters for table, count in d.waiting.items()]:
         click.echo()
         show_table(["system", "table", "dead letters"], dead)

@@ -17,13 +17,11 @@ from headwater.session import current_settings, read_catalog
 
 if TYPE_CHECKING:
     from catalog.keys import Key
-    from streaming.dead_letters import DeadLetter
+    from streaming.dead_letters import DeadLetter, Replayed
     from streaming.log import ChangeLog
 
 __all__ = ["dlq"]
 
-# Letters that are put through together.
-_AT_ONCE = 1_000
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
 
@@ -75,10 +73,10 @@ def list_(
     if len(found) > limit:
         found.pop()
         say(f"headwater: these are the first {limit}, there are more: --limit, --table and --reason choose")
-    settled = _settled(system, found) if quarantine else set()
+    waiting = {each.id for each in (_unsettled(system, found) if quarantine else found)}
     if not (found or quarantine) and _rows_in_quarantine(system, table):
         say("headwater: no dead letters; --quarantine lists the records that are in the log and could not land")
-    rows = [{**_summary(each), "settled": each.id in settled} for each in found]
+    rows = [{**_summary(each), "settled": each.id not in waiting} for each in found]
     if as_json:
         show_json(rows)
     else:
@@ -139,7 +137,6 @@ def replay(
       headwater dlq replay shop --table orders --yes
       headwater dlq replay shop --quarantine --table orders --yes
     """
-    from streaming.dead_letters import put
     from streaming.dead_letters import replay as put_through
     from streaming.open_log import open_writer
 
@@ -151,16 +148,13 @@ def replay(
         if not yes:
             say(f"headwater: {sum(1 for _ in waiting)} records would be put through again; --yes does it")
             return
-        sent = known = 0
         with closing(open_writer(current_settings())) as writer:
-            while some := list(itertools.islice(waiting, _AT_ONCE)):
-                put([each for each in some if each.content], writer)  # from quarantine: now letters
-                writer.flush()
-                done = put_through(some, log, writer, time.time_ns() // 1_000)
-                sent, known = sent + done.sent, known + done.already_there
-                if sent + known > _AT_ONCE:
-                    say(f"headwater: {sent + known} so far")
-    say(f"headwater: {sent} records were put through again, {known} had been before")
+            done = put_through(waiting, log, writer, time.time_ns() // 1_000, _say_progress)
+    say(f"headwater: {done.sent} records were put through again, {done.already_there} had been before")
+
+
+def _say_progress(done: Replayed) -> None:
+    say(f"headwater: {done.sent + done.already_there} records so far")
 
 
 @contextmanager
@@ -223,15 +217,8 @@ def _quarantined(system: str, table: str | None = None, reason: str | None = Non
     return quarantined(Lake(current_settings().lake_dir), system, table=table, reason=reason or "")
 
 
-def _settled(system: str, found: Iterable[DeadLetter]) -> set[str]:
-    """The ids of those in the quarantine of a declared table that nobody has to care for any more."""
-    found = list(found)
-    waiting = {each.id for each in _unsettled(system, found)}
-    return {each.id for each in found} - waiting
-
-
 def _unsettled(system: str, found: Iterable[DeadLetter]) -> Iterator[DeadLetter]:
-    """Those of a table that is not declared any more among them."""
+    """Without those in the quarantine of a declared table that nobody has to care for any more."""
     from lake import Lake
     from streaming.landing import contract_of, quarantine_waiting
 

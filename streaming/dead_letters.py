@@ -22,7 +22,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -222,18 +222,28 @@ def _of_row(
     return dead_letter(origin, reason, key=raw[0], value=raw[1], timestamp_us=at_us, at_us=at_us)
 
 
-def replay(found: Iterable[DeadLetter], log: ChangeLog, writer: LogWriter, at_us: int) -> Replayed:
+def replay(
+    found: Iterable[DeadLetter],
+    log: ChangeLog,
+    writer: LogWriter,
+    at_us: int,
+    say: Callable[[Replayed], None] = lambda _: None,
+) -> Replayed:
     """Put letters through again: their records go to the end of their partitions, each once however often this is done.
 
-    Raises LogError: what was put through until then stays so, and the same call goes on with the rest.
+    What comes with its content, as from quarantine, becomes a letter first. `say` hears of every thousand. Raises
+    LogError: what was put through until then stays so, and the same call goes on with the rest.
     """
-    sent = known = 0
+    done = Replayed(0, 0)
     letters_left = iter(found)
     while some := list(itertools.islice(letters_left, _AT_ONCE)):
-        waiting = whole([letter for letter in some if not letter.replayed], log)
-        new = _put_through(waiting, log, writer, at_us)
-        sent, known = sent + new, known + len(some) - new
-    return Replayed(sent, known)
+        waiting = [letter for letter in some if not letter.replayed]
+        put([letter for letter in waiting if letter.content], writer)
+        new = _put_through(whole(waiting, log), log, writer, at_us)
+        done = Replayed(done.sent + new, done.already_there + len(some) - new)
+        if len(some) == _AT_ONCE:
+            say(done)
+    return done
 
 
 def _put_through(found: Sequence[DeadLetter], log: ChangeLog, writer: LogWriter, at_us: int) -> int:

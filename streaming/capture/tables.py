@@ -15,12 +15,16 @@ __all__ = ["CapturedColumn", "SchemaHistory", "TableSchema", "differences", "sch
 
 @dataclass(frozen=True)
 class CapturedColumn:
-    """A column: `type` in the database's own words (`numeric(12,2)`), `lake_type` as landing keeps it."""
+    """A column: `type` in the database's own words (`numeric(12,2)`), `lake_type` as landing keeps it.
+
+    `number`: the server's own for it, which another name does not change; None where that is not known.
+    """
 
     name: str
     type: str
     lake_type: str
     nullable: bool = True
+    number: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,11 @@ class TableSchema:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """The same for schemas that are equal."""
+        plain = asdict(self)
+        for column in plain["columns"]:
+            del column["number"]
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> TableSchema:
@@ -46,19 +54,46 @@ class TableSchema:
         return cls(found["schema"], found["table"], columns, tuple(found["key"]))
 
 
-def differences(before: TableSchema, after: TableSchema) -> list[str]:
-    """What changed, a phrase for each: `added column vat numeric(12,2)`. A rename reads as dropped and added."""
-    old, new = {c.name: c for c in before.columns}, {c.name: c for c in after.columns}
-    found = [f"dropped column {name}" for name in old if name not in new]
-    found += [f"added column {name} {c.type}" for name, c in new.items() if name not in old]
-    for name, column in new.items():
-        if name in old and old[name].type != column.type:
-            found.append(f"column {name} from {old[name].type} to {column.type}")
-        elif name in old and old[name].nullable != column.nullable:
-            found.append(f"column {name} {'may' if column.nullable else 'must not'} be null")
+def differences(before: TableSchema, after: TableSchema, renamed: Mapping[str, str] | None = None) -> list[str]:
+    """What changed, a phrase for each: `added column vat numeric(12,2)`.
+
+    `renamed`: names that columns without numbers had before, by the new one, in lower case.
+    """
+    origins = _origins(before, after, renamed or {})
+    kept = {origin.name for origin in origins.values() if origin}
+    found = [f"dropped column {column.name}" for column in before.columns if column.name not in kept]
+    for column in after.columns:
+        old = origins[column.name]
+        if old is None:
+            found.append(f"added column {column.name} {column.type}")
+            continue
+        if old.name != column.name:
+            found.append(f"renamed column {old.name} to {column.name}")
+        if old.type != column.type:
+            found.append(f"column {column.name} from {old.type} to {column.type}")
+        elif old.nullable != column.nullable:
+            found.append(f"column {column.name} {'may' if column.nullable else 'must not'} be null")
     if before.key != after.key:
         found.append(f"primary key from ({', '.join(before.key)}) to ({', '.join(after.key)})")
     return found
+
+
+def _origins(
+    before: TableSchema, after: TableSchema, renamed: Mapping[str, str]
+) -> Mapping[str, CapturedColumn | None]:
+    """What each column was before; None of one that is new."""
+    numbers = {old.number: old for old in before.columns if old.number is not None}
+    names = {old.name: old for old in before.columns}
+    folded = {name.lower(): old for name, old in names.items()}
+    told = {new: folded[old] for new, old in renamed.items() if old in folded}
+    moved = {old.name for old in told.values()}
+
+    def origin(column: CapturedColumn) -> CapturedColumn | None:
+        if numbers and column.number is not None:
+            return numbers.get(column.number)
+        return told.get(column.name.lower()) or (None if column.name in moved else names.get(column.name))
+
+    return {column.name: origin(column) for column in after.columns}
 
 
 def schemas_topic(system: str) -> str:
@@ -72,6 +107,7 @@ class SchemaHistory:
 
     system: str
     versions: dict[str, list[TableSchema]] = field(default_factory=dict)
+    _renamed: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, system: str, records: Sequence[Mapping[str, Any]]) -> SchemaHistory:
@@ -87,11 +123,19 @@ class SchemaHistory:
         same = [number for number, one in enumerate(known, 1) if one.digest == schema.digest]
         return same[-1] if same else None
 
+    def rename(self, table: str, names: Mapping[str, str]) -> None:
+        """Columns of the table have other names from its next version on: the old ones, and what each is now."""
+        known = self._renamed.get(table, {})
+        now = {new.lower(): known.get(old.lower(), old.lower()) for old, new in names.items()}
+        gone = {old.lower() for old in names}
+        self._renamed[table] = {new: old for new, old in known.items() if new not in gone} | now
+
     def record(self, schema: TableSchema, writer: LogWriter, position: Mapping[str, int], at_us: int) -> int:
         """Make the schema the table's next version, durably. Returns its number, from 1."""
         known = self.versions.setdefault(schema.name, [])
         number = len(known) + 1
-        changed = differences(known[-1], schema) if known else ["first seen"]
+        renamed = self._renamed.pop(schema.name, {})
+        changed = differences(known[-1], schema, renamed) if known else ["first seen"]
         body = {
             **asdict(schema),
             "version": number,

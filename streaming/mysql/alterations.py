@@ -69,7 +69,9 @@ class Alterations:
 
     def _give(self, name: str, columns: Sequence[AlteredColumn]) -> None:
         """Columns that the table's rows have got; a column of the key that is converted makes other keys."""
-        recorded = self._sink.history.versions.get(name, [])
+        history = self._sink.history
+        history.rename(name, {c.before: c.name for c in columns if c.before and c.before != c.name})
+        recorded = history.versions.get(name, [])
         changed = [column for column in columns if not _has_values(column, recorded)]
         if any(column.before in schema.key for column in changed for schema in recorded):
             self._begin()

@@ -207,7 +207,7 @@ class Catalog:
         """The table's schema as the stream would tell it, and its columns' types."""
         kinds = self._types.types(query, [(column.type_oid, column.typmod) for column in found.columns])
         columns = tuple(
-            CapturedColumn(column.name, kind.name, kind.lake, not column.not_null)
+            CapturedColumn(column.name, kind.name, kind.lake, not column.not_null, column.number)
             for column, kind in zip(found.columns, kinds, strict=True)
         )
         return TableSchema(found.schema, found.table, columns, found.key), kinds
@@ -226,8 +226,10 @@ class Catalog:
             not_null = {column.name for column in now.columns if column.not_null}
         else:  # dropped since
             not_null = {column.name for column in known.columns if not column.nullable} if known else set()
+        recorded = now or known
+        numbers = {column.name: column.number for column in recorded.columns} if recorded else {}
         columns = tuple(
-            CapturedColumn(column.name, kind.name, kind.lake, column.name not in not_null)
+            CapturedColumn(column.name, kind.name, kind.lake, column.name not in not_null, numbers.get(column.name))
             for column, kind in zip(relation.columns, kinds, strict=True)
         )
         key = _key(relation, now.key if now else (), known.key if known else ())

@@ -13,7 +13,7 @@ Seen = Callable[[str], None]
 ALTERATIONS = {
     "added column w": "ALTER TABLE t ADD COLUMN w int DEFAULT 7",
     "dropped column v": "ALTER TABLE t DROP COLUMN v",
-    "added column x": "ALTER TABLE t RENAME COLUMN w TO x",
+    "renamed column w to x": "ALTER TABLE t RENAME COLUMN w TO x",
 }
 
 

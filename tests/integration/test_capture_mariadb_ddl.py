@@ -146,6 +146,33 @@ def test_an_altered_table_is_known_without_a_row_of_it(server: Server) -> None:
     assert place <= change["source"]["headwater"]["commit"]
 
 
+def test_a_renamed_column_is_told_from_a_dropped_and_an_added_one(server: Server) -> None:
+    log: Log = {}
+    with Shop(server) as shop:
+        fresh_database(shop, ["CREATE TABLE orders (id int PRIMARY KEY, v varchar(9), n int)"])
+        capture_once(server, log, "orders")
+        with capturing(server, log, "orders") as running:
+            wait_for("a connection", lambda: running.connected or None, within_s=PATIENCE_S, every_s=0.02)
+            for number, altered in enumerate(
+                (
+                    "CHANGE N Amount int",
+                    "RENAME COLUMN v TO w, ADD v int",
+                    "CHANGE w amount text, CHANGE amount w int",
+                    "DROP amount, ADD x text",
+                )
+            ):
+                shop.run(f"ALTER TABLE orders {altered}", f"INSERT INTO orders (id) VALUES ({number})")
+                known = number + 2
+                wait_for("its version", lambda: len(schema_versions(log)) == known or None, within_s=PATIENCE_S)  # noqa: B023
+    assert [version["changed"] for version in schema_versions(log)] == [
+        ["first seen"],
+        ["renamed column n to Amount"],
+        ["renamed column v to w", "added column v int"],
+        ["renamed column w to amount", "column amount from varchar(9) to text", "renamed column Amount to w"],
+        ["dropped column amount", "added column x text"],
+    ]
+
+
 def test_a_changed_primary_key_is_followed(server: Server) -> None:
     log: Log = {}
     with Shop(server) as shop:

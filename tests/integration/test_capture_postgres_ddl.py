@@ -122,6 +122,8 @@ def test_each_schema_is_recorded_with_what_changed(db: Database) -> None:
             "ALTER TABLE t ADD w numeric(12,2)",
             "ALTER TABLE t ALTER w TYPE numeric(14,2)",
             "ALTER TABLE t DROP v",
+            "ALTER TABLE t RENAME w TO v",
+            "ALTER TABLE t ADD w int; ALTER TABLE t RENAME v TO x; ALTER TABLE t RENAME w TO v",
         ):
             db(f"{statement}; INSERT INTO t VALUES ((SELECT max(id) + 1 FROM t))")
             connector.caught_up()
@@ -131,13 +133,15 @@ def test_each_schema_is_recorded_with_what_changed(db: Database) -> None:
         ["added column w numeric(12,2)"],
         ["column w from numeric(12,2) to numeric(14,2)"],
         ["dropped column v"],
+        ["renamed column w to v"],
+        ["renamed column v to x", "added column v integer"],
     ]
-    assert [one["version"] for one in found] == [1, 2, 3, 4]
+    assert [one["version"] for one in found] == [1, 2, 3, 4, 5, 6]
     inserted = sorted(
         (change["source"]["headwater"] for change in connector.changes("t") if change["op"] == "c"),
         key=lambda place: place["commit"],
     )
-    assert [place["schema"] for place in inserted] == [2, 3, 4]
+    assert [place["schema"] for place in inserted] == [2, 3, 4, 5, 6]
     assert [one["position"]["commit"] for one in found[1:]] == [place["commit"] for place in inserted]
 
 

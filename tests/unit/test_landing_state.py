@@ -19,8 +19,9 @@ from headwater.cli import cli
 from lake import Lake
 from streaming.landing import contract_of, land
 from streaming.log import TopicPartition
+from streaming.prometheus import prometheus_text
 from streaming.sqlite_log import SqliteLog
-from streaming.stream_status import StreamStatus, prometheus_text, stream_status
+from streaming.stream_status import StreamStatus, stream_status
 
 NOW = datetime(2024, 5, 1, 12)
 US = int((NOW - datetime(1970, 1, 1)).total_seconds() * 1e6)

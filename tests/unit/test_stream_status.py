@@ -18,9 +18,10 @@ from lake import Lake
 from streaming.capture.service import status_path
 from streaming.dead_letters import Origin, dead_letter, letters, put, replay
 from streaming.landing import GROUP, land
+from streaming.prometheus import prometheus_text
 from streaming.sqlite_log import SqliteLog
 from streaming.sqlite_writer import SqliteWriter
-from streaming.stream_status import StreamStatus, prometheus_text, stream_status
+from streaming.stream_status import StreamStatus, stream_status
 
 NOW = datetime(2024, 5, 1, 12)
 MINUTE = timedelta(minutes=1)
