@@ -63,13 +63,15 @@ def parse_sql(records: str, columns: Sequence[str], *, replaced: bool = False) -
     `parsed` is null where the value is not JSON; `row` is a struct of `columns`, each the raw JSON of that column in
     `after` (in `before` for a delete) and null where it is null or missing; `ts` is the source's time in microseconds.
     The place is `epoch`, `position`, `ordinal` as a connector of ours gave it (with the table's `schema_version`);
-    `placed` is false where there is none: then `position` is the source's lsn. `replayed`: it was a dead letter.
+    `placed` is false where there is none: then `position` is the source's lsn. `replayed`: it was a dead letter;
+    `unsent`: columns whose value the database did not send.
     With `replaced` an update is read as the deletion of the row that it replaced.
     """
     shape = ", ".join(f'{_quoted(column)}: "JSON"' for column in columns)
     source = (
         '"ts_us": "JSON", "ts_ms": "JSON", "lsn": "JSON", "txId": "JSON", '
-        '"headwater": {"epoch": "JSON", "commit": "JSON", "order": "JSON", "schema": "JSON", "replayed": "JSON"}'
+        '"headwater": {"epoch": "JSON", "commit": "JSON", "order": "JSON", "schema": "JSON", '
+        '"replayed": "JSON", "unsent": ["VARCHAR"]}'
     )
     placed = "parsed.source.headwater IS NOT NULL"
     op = "CASE parsed.op WHEN 'u' THEN 'd' ELSE parsed.op END" if replaced else "parsed.op"
@@ -89,7 +91,7 @@ def parse_sql(records: str, columns: Sequence[str], *, replaced: bool = False) -
             CASE WHEN {placed} THEN {_number("commit")} ELSE TRY_CAST(parsed.source.lsn::VARCHAR AS BIGINT)
                 END AS position,
             CASE WHEN {placed} THEN {_number("order")} ELSE 0 END AS ordinal,
-            {_number("schema")} AS schema_version
+            {_number("schema")} AS schema_version, parsed.source.headwater.unsent AS unsent
         FROM envelopes"""
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from catalog.column_types import LakeType, parse_type
 from catalog.keys import Key
 from lake.schema import HISTORY_COLUMNS, arrow_type
-from streaming.change import OPS, UNAVAILABLE, parse_sql
+from streaming.change import OPS, parse_sql
 from streaming.landing_order import Place, repeated, streamed_sql
 from streaming.landing_types import MICROS_RANGE, typed_sql
 
@@ -161,7 +161,7 @@ def _database() -> duckdb.DuckDBPyConnection:
 
 
 def _any_unsent(connection: duckdb.DuckDBPyConnection) -> bool:
-    found = connection.sql(f"SELECT 1 FROM records WHERE contains(value, '{UNAVAILABLE}') LIMIT 1").fetchall()
+    found = connection.sql("""SELECT 1 FROM records WHERE contains(value, '"unsent":') LIMIT 1""").fetchall()
     return bool(found)
 
 
@@ -214,7 +214,7 @@ def _names(field: Field, unsent: bool) -> list[str]:
 def _values_sql(contract: Contract, unsent: bool) -> Iterator[str]:
     for f in contract.fields:
         raw = f'row."{f.name}"'
-        typed, placeholder = typed_sql(f.kind, raw), f"coalesce({raw}::VARCHAR = '\"{UNAVAILABLE}\"', false)"
+        typed, placeholder = typed_sql(f.kind, raw), f"coalesce(list_contains(unsent, '{f.name}'), false)"
         if contract.keys_fit and not f.key:
             typed = f"CASE WHEN NOT {_only_key_sql(contract)} THEN {typed} END"
         yield f'CASE WHEN NOT {placeholder} THEN {typed} END AS "t_{f.name}"' if unsent else f'{typed} AS "t_{f.name}"'

@@ -191,17 +191,38 @@ class Sink:
         place = (self.epoch, self._commit, 0)
         return any(floor is not None and floor >= place for floors in self._floors.values() for floor in floors)
 
-    def row(self, table: Table, op: bytes, key: bytes | None, before: bytes, after: bytes, row_source: bytes) -> None:
-        """One changed row. `op` c, u or d; `before`, `after`: JSON objects or null; `row_source` as `begin`'s."""
-        self._emit(table, op, key, before, after, row_source)
+    def row(
+        self,
+        table: Table,
+        op: bytes,
+        key: bytes | None,
+        before: bytes,
+        after: bytes,
+        row_source: bytes,
+        unsent: bytes = b"",
+    ) -> None:
+        """One changed row. `op` c, u or d; `before`, `after`: JSON objects or null; `row_source` as `begin`'s.
+
+        `unsent`: the columns that have the placeholder, as JSON strings with commas between them.
+        """
+        self._emit(table, op, key, before, after, row_source, unsent)
         if op == b"d" and key is not None:
             self._send(table, key, None)
 
-    def rekeyed(self, table: Table, old_key: bytes, key: bytes, before: bytes, after: bytes, row_source: bytes) -> None:
+    def rekeyed(
+        self,
+        table: Table,
+        old_key: bytes,
+        key: bytes,
+        before: bytes,
+        after: bytes,
+        row_source: bytes,
+        unsent: bytes = b"",
+    ) -> None:
         """A row whose primary key changed: to whoever reads by key the old row is deleted and a new one made."""
         self._emit(table, b"d", old_key, before, _NULL, row_source)
         self._send(table, old_key, None)
-        self._emit(table, b"c", key, _NULL, after, row_source)
+        self._emit(table, b"c", key, _NULL, after, row_source, unsent)
 
     def truncate(self, table: Table, row_source: bytes) -> None:
         """The table was emptied: said to every partition, for no key is."""
@@ -209,7 +230,7 @@ class Sink:
             table.window.truncated = (self._tx, self._commit)
         self._count(table)
         for partition in range(table.partitions):
-            self._emit(table, b"t", None, _NULL, _NULL, row_source, partition)
+            self._emit(table, b"t", None, _NULL, _NULL, row_source, partition=partition)
 
     def _emit(
         self,
@@ -219,18 +240,20 @@ class Sink:
         before: bytes,
         after: bytes,
         row_source: bytes,
+        unsent: bytes = b"",
         partition: int | None = None,
     ) -> None:
         if partition is None:
             self._count(table)
         value = (
-            b'{"before":%b,"after":%b,"source":%b%d}%b},"transaction":{"id":"%b","total_order":%d,'
+            b'{"before":%b,"after":%b,"source":%b%d%b}%b},"transaction":{"id":"%b","total_order":%d,'
             b'"data_collection_order":%d},"op":"%b"%b'
             % (
                 before,
                 after,
                 table.prefix,
                 self._order,
+                b',"unsent":[%b]' % unsent if unsent else b"",
                 row_source,
                 self._tx_id,
                 self._order,

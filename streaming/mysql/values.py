@@ -44,7 +44,8 @@ class Memo(dict[bytes, bytes]):
     def __missing__(self, raw: bytes) -> bytes:
         if len(self) >= self._limit:
             self.clear()
-        made = self[raw] = self.convert(raw)
+        # What orjson gives keeps the kilobytes of its buffer for as long as it lives: a copy takes what it is long.
+        made = self[raw] = b"%b" % self.convert(raw)
         return made
 
 

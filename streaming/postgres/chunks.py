@@ -27,7 +27,7 @@ from streaming.postgres.decoders import Decoder, compile_decoder, unescaped
 from streaming.postgres.pgoutput import parse_lsn
 from streaming.postgres.types import ColumnType
 
-__all__ = ["ChunkReader"]
+__all__ = ["ChunkReader", "literal"]
 
 _STATEMENT_TIMEOUT_S, _LOCK_TIMEOUT_S = 900, 600
 _SILENCE_S = 900.0
@@ -230,7 +230,7 @@ class ChunkReader:
             key = ", ".join(quoted(name) for name in found.key)
             if after is not None:
                 types = self._catalog.key_types(self._query, found)
-                values = (_literal(value, kind) for value, kind in zip(after, types, strict=True))
+                values = (literal(value, kind) for value, kind in zip(after, types, strict=True))
                 select += f" WHERE ({key}) > ({', '.join(values)})"
             select += f" ORDER BY {key} LIMIT {limit}"
         # SQL_ASCII: as it is stored, for what is not UTF-8 would be an error.
@@ -305,7 +305,7 @@ class ChunkReader:
         return parse_lsn(position) - 1
 
 
-def _literal(value: str, kind: str) -> str:
+def literal(value: str, kind: str) -> str:
     """A key's value for a statement. What is not UTF-8 came as single surrogates, and goes as bytes."""
     try:
         value.encode()

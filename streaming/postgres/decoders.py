@@ -15,7 +15,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from streaming.capture.sink import UNAVAILABLE
@@ -23,10 +23,12 @@ from streaming.postgres import values
 from streaming.postgres.types import ColumnType
 from streaming.postgres.values import Encoder
 
-__all__ = ["Decoder", "Image", "compile_decoder"]
+__all__ = ["Decoder", "Image", "Streamed", "compile_decoder", "unescaped"]
 
 Image = tuple[bytes | None, bytes]
 """A row's key (None: its table has none) and the row, both JSON objects."""
+Streamed = tuple[bytes | None, bytes, bytes]
+"""An image, and the names of the columns that have the placeholder: JSON strings with commas between them."""
 
 NULL = b"null"
 _PLAIN_START = b"t\0\0\0"
@@ -43,24 +45,26 @@ class Decoder:
     """`image(message, start)`: the row whose tuple begins at `start` and ends with the message.
 
     `images`: the old and the new row, both whole. `walk(message, start, old)`: any tuple, also one with nulls for what
-    was not sent; returns the image, where it ends, and its values as JSON; `old` (such values) stands in for what is
-    unchanged. `copied(line)`: the row of a line of COPY's text, without its line feed.
+    was not sent; returns the row, where it ends, and its values as JSON; `old` (such values) stands in for what is
+    unchanged, except for NULL itself. `copied(line)`: the row of a line of COPY's text, without its line feed;
+    `encoded(line)`: its values as JSON.
     """
 
-    image: Callable[[bytes, int], Image]
-    images: Callable[[bytes, int], tuple[Image, Image]]
-    walk: Callable[[bytes, int, Sequence[bytes] | None], tuple[Image, int, tuple[bytes, ...]]]
+    image: Callable[[bytes, int], Streamed]
+    images: Callable[[bytes, int], tuple[Streamed, Streamed]]
+    walk: Callable[[bytes, int, Sequence[bytes] | None], tuple[Streamed, int, tuple[bytes, ...]]]
     copied: Callable[[bytes], Image]
+    encoded: Callable[[bytes], tuple[bytes, ...]]
 
 
 def compile_decoder(columns: Sequence[tuple[str, ColumnType]], key: Sequence[str]) -> Decoder:
     """A decoder of tuples of these columns, in this order; `key`: the key's columns, in key order."""
     names = [name for name, _ in columns]
     table = _Table(names, [kind.encode for _, kind in columns], [names.index(name) for name in key])
-    source = "\n".join([*table.image(), *table.images(), *table.walk(), *table.copied()])
+    source = "\n".join([*table.image(), *table.images(), *table.walk(), *table.encoded(), *table.copied()])
     made: dict[str, Any] = dict(table.constants)
     exec(compile(source, "<decoder>", "exec"), made)
-    return Decoder(made["image"], made["images"], made["walk"], made["copied"])
+    return Decoder(*(made[field.name] for field in fields(Decoder)))
 
 
 def unescaped(field: bytes) -> bytes | None:
@@ -101,7 +105,7 @@ class _Table:
             f"    {self._unpacked('_', '')} = parts",
             *(f"    c{i} = c{i}[1:]" for i in self._all),
             *self._body(""),
-            f"    return {self._made('')}",
+            f"    return {self._made('')}, b''",
         ]
 
     def images(self) -> list[str]:
@@ -118,11 +122,11 @@ class _Table:
             *(f"    c{i} = c{i}[1:]" for i in self._all),
             *self._body("b"),
             *self._body(""),
-            f"    return {self._made('b')}, {self._made('')}",
+            f"    return ({self._made('b')}, b''), ({self._made('')}, b'')",
         ]
 
     def walk(self) -> list[str]:
-        lines = ["def walk(d, p, old):", "    d += PADDING"]
+        lines = ["def walk(d, p, old):", "    d += PADDING", "    unsent = b''"]
         for i in self._all:
             lines += [
                 "    k, n = UNPACK(d, p)",
@@ -136,20 +140,29 @@ class _Table:
                 f"            c{i} = NULL",
                 f"        elif old is None or old[{i}] is NULL:",
                 f"            c{i} = UNAVAILABLE",
+                f"            unsent += {b',' + self._names[i].replace(b'%%', b'%')!r}",
                 "        else:",
                 f"            c{i} = old[{i}]",
             ]
-        return [*lines, f"    return ({self._json(quoted=False)}), p, ({self._unpacked('', '')},)"]
+        return [*lines, f"    return ({self._json(quoted=False)}, unsent[1:]), p, ({self._unpacked('', '')},)"]
+
+    def encoded(self) -> list[str]:
+        return [
+            "def encoded(line):",
+            f"    {self._unpacked('', '')}, = line.split(b'\\t')",
+            *(f"    c{i} = unescaped(c{i})" for i in self._all),
+            *(f"    c{i} = NULL if c{i} is None else e{i}(c{i})" for i in self._all),
+            f"    return ({self._unpacked('', '')},)",
+        ]
 
     def copied(self) -> list[str]:
         return [
             "def copied(line):",
-            f"    {self._unpacked('', '')}, = line.split(b'\\t')",
             "    if b'\\\\' not in line:",
+            f"        {self._unpacked('', '')}, = line.split(b'\\t')",
             *(f"    {line}" for line in self._body("")),
             f"        return {self._made('')}",
-            *(f"    c{i} = unescaped(c{i})" for i in self._all),
-            *(f"    c{i} = NULL if c{i} is None else e{i}(c{i})" for i in self._all),
+            f"    {self._unpacked('', '')}, = encoded(line)",
             f"    return {self._json(quoted=False)}",
         ]
 
@@ -177,7 +190,7 @@ class _Table:
         return f"{name} = e{i}({name})"
 
     def _made(self, prefix: str) -> str:
-        return f"({self._json(quoted=True, prefix=prefix)})"
+        return self._json(quoted=True, prefix=prefix)
 
     def _json(self, *, quoted: bool, prefix: str = "") -> str:
         """An expression: key and row. `quoted`: the template has the quotes, else the values have."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 __all__ = [
     "BEGIN",
+    "BETWEEN",
     "COMMIT",
     "DELETE",
     "HEADER",
@@ -33,6 +34,7 @@ __all__ = [
     "parse_lsn",
     "relation",
     "standby_status",
+    "texts",
     "truncated",
 ]
 
@@ -49,6 +51,8 @@ TUPLE = 30
 """Where INSERT, UPDATE and DELETE say what tuple comes first: N new, K key, O old."""
 ROW_START = 33
 """Where that tuple's values begin, after the number of columns."""
+BETWEEN = 3
+"""Bytes between two tuples: N and the number of columns."""
 
 _EPOCH_US = 946_684_800_000_000  # 2000-01-01, in microseconds since 1970
 _BEGIN = struct.Struct(">QqI")
@@ -101,6 +105,17 @@ def begin(d: bytes) -> Begin:
 def commit(d: bytes) -> int:
     """Read COMMIT: the position after the transaction."""
     return int(_COMMIT.unpack_from(d, MESSAGE + 1)[2])
+
+
+def texts(d: bytes, at: int, count: int) -> tuple[list[bytes | None], int]:
+    """The values of a tuple that begins there, as the server wrote them, and where it ends; None: null, or not sent."""
+    found: list[bytes | None] = []
+    for _ in range(count):
+        kind, at = d[at : at + 1], at + 1
+        size = int.from_bytes(d[at : at + 4]) if kind == b"t" else None
+        found.append(None if size is None else d[at + 4 : at + 4 + size])
+        at += 0 if size is None else 4 + size
+    return found, at
 
 
 def relation(d: bytes) -> Relation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,14 @@ from streaming.capture.source import Retained
 from streaming.capture.tables import TableSchema
 from streaming.postgres import setup
 from streaming.postgres.catalog import Catalog, Description
-from streaming.postgres.checks import ServerState, check_identities, check_server, check_tables, server_state
+from streaming.postgres.checks import (
+    ServerState,
+    check_identities,
+    check_server,
+    check_tables,
+    quoted,
+    server_state,
+)
 from streaming.postgres.connect import Server
 from streaming.postgres.pgoutput import lsn_text
 from streaming.postgres.retained import end_of_log, measured
@@ -279,6 +287,26 @@ class Preparation:
             return cursor.fetchall() if cursor.description else []
         except psycopg.Error as error:
             raise self._server.problem(error, doing) from None
+
+    def copy_out(self, select: str, schemas: Sequence[str]) -> list[bytes] | None:
+        """See rows_now. Raises Retryable, Halt."""
+        assert self._connection is not None, "connect comes first"
+        # SQL_ASCII: as it is stored, for what is not UTF-8 would be an error.
+        encoding = " (ENCODING SQL_ASCII)" if self._state.encoding == "SQL_ASCII" else ""
+        statement = f"COPY ({select}) TO STDOUT{encoding}".encode()
+        try:
+            with self._connection.transaction() if schemas else nullcontext(), self._connection.cursor() as cursor:
+                if schemas:
+                    path = ", ".join(map(quoted, ("pg_catalog", *schemas)))
+                    cursor.execute(f"SET LOCAL search_path = {path}".encode())
+                with cursor.copy(statement) as copy:
+                    return b"".join(copy).split(b"\n")[:-1]
+        except (psycopg.ProgrammingError, psycopg.DataError) as error:
+            if isinstance(error, psycopg.errors.InsufficientPrivilege):
+                raise self._server.problem(error, "read the row of an UPDATE") from None
+            return None
+        except psycopg.Error as error:
+            raise self._server.problem(error, "read the row of an UPDATE") from None
 
     def close(self) -> None:
         """Give the connection back."""

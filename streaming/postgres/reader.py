@@ -50,7 +50,7 @@ class StreamReader:
         self._stream, self._sink, self._relations, self._watch = stream, sink, relations, watch
         self._timeline, self._last_id = timeline, near_id
         self._received = self._confirmed = self._last_commit = self._begun = position
-        self.highest_id = 0
+        self.highest_id = self._xid = 0
         self._clocked = False
         self._row_source = b""
         sink.advance(position - 1, self._resume(position))
@@ -91,10 +91,10 @@ class StreamReader:
             if target is None:
                 self._clocked = self._relations.set_clock(oid, d, kind) or self._clocked
             elif kind == _INSERT:
-                key, after = target.decoder.image(d, start)
+                key, after, _ = target.decoder.image(d, start)
                 row(target.table, b"c", key, _NULL, after, self._row_source % (position, position))
             elif kind == _UPDATE:
-                target.update(self._sink, d, self._row_source % (position, position))
+                target.update(self._sink, d, self._row_source % (position, position), self._xid)
             else:
                 target.delete(self._sink, d, self._row_source % (position, position))
 
@@ -110,7 +110,7 @@ class StreamReader:
             self._truncate(d)
 
     def _begin(self, found: pgoutput.Begin) -> None:
-        self._last_id = widened(found.xid, self._last_id)
+        self._xid, self._last_id = found.xid, widened(found.xid, self._last_id)
         self.highest_id = max(self.highest_id, self._last_id)
         # As in Debezium: the end of the transaction before, and the row's own position.
         self._row_source = b',"lsn":%%d,"sequence":"[\\"%d\\",\\"%%d\\"]"' % self._last_commit

@@ -9,7 +9,8 @@ from streaming.capture.sink import Sink, Table
 from streaming.capture.tables import TableSchema
 from streaming.postgres.catalog import Catalog, Query
 from streaming.postgres.decoders import Decoder, compile_decoder
-from streaming.postgres.pgoutput import DELETE, ROW_START, TUPLE, Relation
+from streaming.postgres.pgoutput import BETWEEN, DELETE, ROW_START, TUPLE, Relation
+from streaming.postgres.rows_now import CopyOut, RowsNow
 from streaming.postgres.types import ColumnType
 from streaming.postgres.values import timestamp
 from streaming.postgres.watch import Watch
@@ -18,41 +19,46 @@ __all__ = ["Relations", "Target"]
 
 _NULL = b"null"
 _KEY, _NEW, _OLD = map(ord, "KNO")
-_BETWEEN = 3
-"""Bytes between two tuples: N and the number of columns."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A captured table while its rows look as they do."""
+    """A captured table while its rows look as they do. `now`: its rows as they are when asked for."""
 
     table: Table
     decoder: Decoder
+    now: RowsNow
 
-    def update(self, sink: Sink, d: bytes, source: bytes) -> None:
+    def update(self, sink: Sink, d: bytes, source: bytes, xid: int) -> None:
         """Hand over UPDATE: with the old row, with its key because that has changed, or with neither."""
         first = d[TUPLE]
         if first == _NEW:
-            key, after = self.decoder.image(d, ROW_START)
-            sink.row(self.table, b"u", key, _NULL, after, source)
+            key, after, unsent = self.decoder.image(d, ROW_START)
+            sink.row(self.table, b"u", key, _NULL, after, source, unsent)
             return
         if first == _OLD:
-            (old_key, before), (key, after) = self.decoder.images(d, ROW_START)
+            (old_key, before, _), (key, after, unsent) = self.decoder.images(d, ROW_START)
         else:
-            (old_key, before), end, old = self.decoder.walk(d, ROW_START, None)
-            (key, after), _, _ = self.decoder.walk(d, end + _BETWEEN, old)
+            (old_key, before, _), end, old = self.decoder.walk(d, ROW_START, None)
+            (key, after, unsent), _, _ = self.decoder.walk(d, end + BETWEEN, old)
+            if unsent and old_key != key:
+                now = self.now.values(d, xid)
+                if now:
+                    (key, after, unsent), _, _ = self.decoder.walk(d, end + BETWEEN, now)
+                elif now is None:
+                    sink.reread(self.table.schema.name, emptied=False)
             before = _NULL if old_key == key else before  # it was sent because it is stored apart, not changed
         if key is None or old_key is None or old_key == key:
-            sink.row(self.table, b"u", key, before, after, source)
+            sink.row(self.table, b"u", key, before, after, source, unsent)
         else:
-            sink.rekeyed(self.table, old_key, key, before, after, source)
+            sink.rekeyed(self.table, old_key, key, before, after, source, unsent)
 
     def delete(self, sink: Sink, d: bytes, source: bytes) -> None:
         """Hand over DELETE: with the old row, or with nothing of it but the key."""
         if d[TUPLE] == _OLD:
-            key, before = self.decoder.image(d, ROW_START)
+            key, before, _ = self.decoder.image(d, ROW_START)
         else:
-            (key, before), _, _ = self.decoder.walk(d, ROW_START, None)
+            (key, before, _), _, _ = self.decoder.walk(d, ROW_START, None)
         sink.row(self.table, b"d", key, before, _NULL, source)
 
 
@@ -71,6 +77,7 @@ class Relations:
     def __init__(
         self,
         query: Query,
+        copy_out: CopyOut,
         catalog: Catalog,
         sink: Sink,
         watch: Watch,
@@ -80,7 +87,7 @@ class Relations:
         """`wanted` and `clocks`: whether a table of that name is captured, or is a replay's clock."""
         self.targets: dict[int, Target] = {}
         self._clocks: dict[int, _Clock] = {}
-        self._query, self._catalog, self._sink, self._watch = query, catalog, sink, watch
+        self._query, self._copy_out, self._catalog, self._sink, self._watch = query, copy_out, catalog, sink, watch
         self._wanted, self._is_clock = wanted, clocks
 
     def learn(self, relation: Relation) -> None:
@@ -99,7 +106,8 @@ class Relations:
             return
         if known is None or known.schema != schema:
             known = self._sink.schema(schema)
-        self.targets[relation.oid] = Target(known, decoder)
+        now = RowsNow(self._query, self._copy_out, self._catalog, relation, schema.key, decoder)
+        self.targets[relation.oid] = Target(known, decoder, now)
 
     def set_clock(self, oid: int, d: bytes, kind: int) -> bool:
         """Apply a row of a replay's clock to the rest of its transaction; False if the row is not one."""
@@ -108,7 +116,7 @@ class Relations:
             return False
         start = ROW_START
         if d[TUPLE] != _NEW:
-            start = clock.decoder.walk(d, ROW_START, None)[1] + _BETWEEN
+            start = clock.decoder.walk(d, ROW_START, None)[1] + BETWEEN
         values = clock.decoder.walk(d, start, None)[2]
         self._sink.clock(_microseconds(values[clock.event_at]), _microseconds(values[clock.landed_at]))
         return True

@@ -102,7 +102,13 @@ class PostgresSource:
         position = int(checkpoint.resume["lsn"]) if checkpoint else now
         watch = Watch(sink, prepared.marks, prepared.due, self._say)
         relations = Relations(
-            preparation.query, preparation.catalog, sink, watch, preparation.wanted, preparation.is_clock
+            preparation.query,
+            preparation.copy_out,
+            preparation.catalog,
+            sink,
+            watch,
+            preparation.wanted,
+            preparation.is_clock,
         )
         fence = preparation.own_transaction_id()
         reader = StreamReader(

@@ -66,9 +66,10 @@ def source(*columns: tuple[str, str]) -> Source:
 def change(
     op: str, key: int | None, commit: int, order: int = 1, *, epoch: int = 1, schema: int = 0, **row: Any
 ) -> Any:
-    """A record as streaming.capture.sink writes it."""
+    """A record as streaming.capture.sink writes it. UNAVAILABLE itself was not sent, an equal text was."""
     image = None if op == "t" else {"id": key, **row}
     placed = {"epoch": epoch, "commit": commit, "order": order} | ({"schema": schema} if schema else {})
+    placed |= {"unsent": unsent} if (unsent := [name for name, value in row.items() if value is UNAVAILABLE]) else {}
     return {
         "before": image if op == "d" else None,
         "after": None if op == "d" else image,
@@ -272,6 +273,7 @@ def toast(log: SqliteLog) -> None:
         change("u", 2, 8, big=UNAVAILABLE, n=8),
         change("u", 1, 9, big=None, n=9),
         change("u", 1, 10, big=UNAVAILABLE, n=10),
+        change("u", 1, 11, big="".join([*UNAVAILABLE]), n=11),
     )
 
 
@@ -289,6 +291,7 @@ def test_a_value_that_was_not_sent_is_the_one_before(log: SqliteLog, lake: Lake,
         (2, 8, "sent"),
         (1, 9, None),
         (1, 10, None),
+        (1, 11, UNAVAILABLE),
     ]
     lost = "big: the database did not send it (unchanged), and no earlier value has landed"
     assert reasons(lake) == ['n: not an int64, found "broken"', lost, lost]
