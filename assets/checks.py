@@ -31,13 +31,12 @@ CHECKS = {
 
 
 def gate_checks(catalog: Catalog) -> list[dg.AssetChecksDefinition]:
-    """One step for the raw tables' gates, one for the marts' and one for the features'."""
-    raw = {keys.raw(s.system, s.table): s.gate for s in catalog.sources}
+    """A step for each raw table's gates, so that none stops what is made of others; one for each other layer's."""
     sources = {keys.raw(s.system, s.table): s for s in catalog.sources}
     declared = {Key.parse(g.table): g for g in catalog.gates if g.table}
     layers = dict.fromkeys(key.layer for key in declared)
     return [
-        _gate_step("raw_gates", raw, sources),
+        *(_gate_step(f"{'__'.join(key.path)}__gates", {key: s.gate}, {key: s}) for key, s in sources.items()),
         *(
             _gate_step(f"{layer}_gates", {k: g for k, g in declared.items() if k.layer == layer}, {})
             for layer in layers

@@ -243,7 +243,9 @@ def _contract(table: _Table) -> CheckOutcome:
 
 
 def _keys(table: _Table) -> CheckOutcome:
-    unique = ("log_partition", "log_offset") if table.key.layer == "raw" else table.gate.key
+    unique = table.gate.key
+    if table.key.layer == "raw":  # of a table without key an update is a deletion and a creation
+        unique = ("log_partition", "log_offset", *(() if table.gate.key else ("change_op",)))
     if missing := table.lacking([*unique, *table.gate.key]):
         return table.cannot("keys", "block", missing)
     columns = ", ".join(f'"{n}"' for n in unique)

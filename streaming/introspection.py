@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from streaming.capture.credentials import Address
@@ -29,6 +29,9 @@ WHERE d.classoid = 'pg_catalog.pg_class'::regclass AND d.objoid = %s
 _POSTGRES_GENERATED = """
 SELECT attname::text FROM pg_catalog.pg_attribute
 WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated <> '' ORDER BY attnum
+"""
+_POSTGRES_DIMENSIONS = """
+SELECT attname::text, attndims FROM pg_catalog.pg_attribute WHERE attrelid = %s AND attndims > 1
 """
 _MYSQL_COMMENTS = """
 SELECT COLUMN_NAME, COLUMN_COMMENT FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s
@@ -93,7 +96,17 @@ def _postgres(address: Address, name: str) -> Introspected | None:
             return None
         schema, _ = catalog.schema(query, table)
         comments, unsent = dict(query(_POSTGRES_COMMENTS, (table.oid,))), query(_POSTGRES_GENERATED, (table.oid,))
+        schema = _nested(schema, dict(query(_POSTGRES_DIMENSIONS, (table.oid,))))
         return Introspected(schema, comments, without_identity([table]), [column for (column,) in unsent])
+
+
+def _nested(schema: TableSchema, dimensions: Mapping[str, int]) -> TableSchema:
+    """With lists of lists where arrays were declared to have more dimensions than one."""
+    columns = []
+    for column in schema.columns:
+        more = dimensions.get(column.name, 1) - 1
+        columns.append(replace(column, lake_type="list<" * more + column.lake_type + ">" * more))
+    return replace(schema, columns=tuple(columns))
 
 
 def _mysql(address: Address, name: str) -> Introspected | None:

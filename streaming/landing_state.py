@@ -85,7 +85,8 @@ def quarantine_state(source: Source, lake: Lake, put_through: Set[tuple[int, int
         f"{sum(waiting.values())} records could not land and wait ({why}{rest})",
         f"`headwater dlq list {source.system} --quarantine --table {source.table}` shows them. Mend the rows in the "
         "database or the declaration: a later change of the row settles it, and `headwater dlq replay "
-        f"{source.system} --quarantine --table {source.table} --yes` puts them through again (docs/{page})",
+        f"{source.system} --quarantine --table {source.table} --yes` puts them through again. `headwater capture "
+        f"{source.system} --resnapshot {source.table}` reads all rows again (docs/{page})",
     )
 
 

@@ -6,7 +6,7 @@ wait for whoever holds a lock on it, and the stream with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -23,15 +23,15 @@ Query = Callable[[str, Sequence[Any]], Sequence[tuple[Any, ...]]]
 class Mark(TypedDict):
     """What of a table may change unseen by the stream; kept in checkpoints.
 
-    `published`: versions of what publishes it; `columns`: number and version of each, by name; `last_number`: of any
-    column that there ever was; `files`: a table that is rewritten gets other ones.
+    `published`: versions of what publishes it; `columns`: number and version of each, by name, and an enum's labels, by
+    their oids; `last_number`: of any column that there ever was; `files`: a table that is rewritten gets other ones.
     """
 
     oid: int
     key: list[str]
     leaves: list[int]
     published: list[int | None]
-    columns: dict[str, list[int]]
+    columns: dict[str, list[Any]]
     last_number: int
     files: list[int]
 
@@ -47,6 +47,11 @@ class Column:
     not_null: bool
     version: int
     has_default: bool
+    labels: Mapping[str, str] | None = None
+
+    @property
+    def mark(self) -> list[Any]:
+        return [self.number, self.version, *([self.labels] if self.labels else [])]
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class Description:
             "key": list(self.key),
             "leaves": sorted(leaf.oid for leaf in self.leaves),
             "published": list(self.published),
-            "columns": {column.name: [column.number, column.version] for column in self.columns},
+            "columns": {column.name: column.mark for column in self.columns},
             "last_number": self.last_number,
             "files": sorted({self.file, *(leaf.file for leaf in self.leaves)}),
         }
@@ -126,10 +131,13 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 LEFT JOIN pg_catalog.pg_publication p ON p.pubname = %s
 LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid
 """
+# An enum's labels, whether it is the column's type, its elements' or its domain's.
 _COLUMNS_SQL = """
-SELECT attrelid::int8, attnum, attname::text, atttypid::int8, atttypmod, attnotnull, xmin::text::int8,
-  atthasdef OR atthasmissing
-FROM pg_catalog.pg_attribute
+SELECT attrelid::int8, attnum, attname::text, atttypid::int8, atttypmod, attnotnull, a.xmin::text::int8,
+  atthasdef OR atthasmissing,
+  (SELECT jsonb_object_agg(e.oid, e.enumlabel) FROM pg_catalog.pg_enum e
+   WHERE e.enumtypid IN (t.oid, t.typelem, t.typbasetype))
+FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = atttypid
 WHERE attrelid = ANY(%s) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attrelid, attnum
 """
 # A row type is made with its table and never touched again, pg_inherits' row when it becomes a partition: when one

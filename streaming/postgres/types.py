@@ -56,13 +56,14 @@ _BUILT_IN: Mapping[str, _BuiltIn] = {
     "bool": _BuiltIn("bool", values.boolean, "true, false"),
     "date": _BuiltIn(
         "date", values.DATES.__getitem__, "integer: days since 1970",
-        "BC is negative; infinity: PostgreSQL's text, quarantined",
+        "BC and years above 9999: a number, quarantined; infinity: PostgreSQL's text, quarantined",
     ),
     "time": _BuiltIn("time", values.clock_time, "integer: microseconds since midnight", "24:00 is 86400000000"),
     "timetz": _BuiltIn("string", values.zoned_time, "string: ISO 8601 in UTC", "24:00 with a zone: PostgreSQL's text"),
     "timestamp": _BuiltIn(
         "timestamp", values.timestamp, _MICROS,
-        "BC is negative; infinity and what 64 bits do not hold: PostgreSQL's text, quarantined",
+        "BC and years above 9999: a number, quarantined; infinity and what 64 bits do not hold: PostgreSQL's text, "
+        "quarantined",
     ),
     "timestamptz": _BuiltIn(
         "timestamp", values.zoned_timestamp, "string: ISO 8601 in UTC",

@@ -1,10 +1,10 @@
 """Whether the captured tables are still what they were: what the stream does not tell is looked up every few seconds.
 
 A table that is dropped and made again, renamed away and back, taken out of the publication for a while or given another
-key, and a partition that comes or goes with its rows: none of it is a change of a row to PostgreSQL. Such a table is
-emptied in the log and read anew, once the stream has passed the moment at which it was noticed. So is, but without
-being emptied, one whose columns got other values: a column added with a default, renamed, or given another type. What
-there was goes into the checkpoint, so that it is noticed after a restart too.
+key, and a partition that comes or goes with rows, or loses them: none of it is a change of a row to PostgreSQL. Such
+a table is emptied in the log and read anew, once the stream has passed the moment at which it was noticed. So is, but
+without being emptied, one whose columns got other values: a column added with a default, renamed, or given another
+type. What there was goes into the checkpoint, so that it is noticed after a restart too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from streaming.capture.errors import Retryable
 from streaming.capture.sink import Sink
 from streaming.capture.source import Chunk
 from streaming.capture.tables import TableSchema
-from streaming.postgres.catalog import Description, Mark
+from streaming.postgres.catalog import Column, Description, Mark
 from streaming.postgres.checks import without_identity
 
 __all__ = ["Due", "Marks", "Watch", "remembering", "to_read_anew"]
@@ -59,19 +59,28 @@ def _rows_came_or_went(known: Mark | None, found: Description) -> str | None:
         return "what is published of it was altered"
     if known["key"] != list(found.key):
         return "its key is another one"
+    if relabelled := [
+        column.name for column in found.columns if column.name in known["key"] and _relabelled(known, column)
+    ]:
+        return f"labels of column {relabelled[0]} of its key were renamed"
     born = {leaf.oid for leaf in found.leaves if leaf.born}
     before, now = set(known["leaves"]), {leaf.oid for leaf in found.leaves}
     if before - now:
         return "a partition was detached or dropped"
-    return "a partition was attached" if now - before - born else None
+    if now - before - born:
+        return "a partition was attached"
+    # TRUNCATE of a partition is not streamed, and leaves no other trace; VACUUM FULL leaves the same.
+    return "a partition was truncated or rewritten" if now and {*known["files"]} - {*found.mark["files"]} else None
 
 
 def _values_changed(known: Mark, found: Description) -> str | None:
     """Why rows have other values than the log, without having been changed; None when they have not."""
     rewritten = known["files"] != found.mark["files"]
-    numbers = {number for number, _ in known["columns"].values()}
+    numbers = {number for number, *_ in known["columns"].values()}
     for column in found.columns:
-        number, version = known["columns"].get(column.name, (0, 0))
+        number, version, *_ = known["columns"].get(column.name, (0, 0))
+        if _relabelled(known, column):
+            return f"labels of column {column.name} were renamed"
         if number == column.number:
             if version != column.version and rewritten:
                 return f"column {column.name} was given another type"
@@ -80,6 +89,13 @@ def _values_changed(known: Mark, found: Description) -> str | None:
         elif number or column.has_default or rewritten:
             return f"column {column.name} was added with values"
     return None
+
+
+def _relabelled(known: Mark, column: Column) -> bool:
+    """Whether a label of the column's enum has another text than before, and with it every row that has it."""
+    _, _, *before = known["columns"].get(column.name, (0, 0))
+    now = column.labels or {}
+    return any(now.get(oid, label) != label for labels in before for oid, label in labels.items())
 
 
 class Watch:
@@ -134,6 +150,8 @@ class Watch:
                 self._gone(name)
             elif not one.is_published:
                 raise Retryable(f"{name} was made again, or taken out of the publication: it is put there")
+            elif one.persistence != "p":
+                raise Retryable(f"{name} was made unlogged: what happens to it is not streamed")
             elif name not in self.marks or self.marks[name]["oid"] != one.oid:
                 if name not in self._due:
                     raise Retryable(f"{name} is another table than before: it is read anew")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from postgres_capture import SETTINGS, Connector, Database, capturing, same, wait_until
+from postgres_capture import QUICK, SETTINGS, Connector, Database, capturing, same, wait_until
 from stack_servers import started
 
 from headwater.stack.server import Server
@@ -163,6 +164,47 @@ def test_partitions_come_and_go_with_their_rows(db: Database) -> None:
         _comes(connector, db)
         db("DROP TABLE t2002; TRUNCATE t2004; INSERT INTO t VALUES (8, '2004-02-02')")
         _comes(connector, db)
+        db("TRUNCATE t2003")
+        db("INSERT INTO t VALUES (9, '2003-02-02')")
+        _comes(connector, db)
+        assert connector.heard("a partition was truncated or rewritten: it is emptied and read anew")
+    db("TRUNCATE t2004")
+    with capturing(db, "t", log=connector.log) as connector:
+        _comes(connector, db)
+
+
+def test_labels_of_an_enum_that_are_renamed(db: Database) -> None:
+    """In a column, an array and a key; one that is only added changes no row."""
+    db("CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE size AS ENUM ('s', 'm'); CREATE DOMAIN fit AS size")
+    db("CREATE TABLE t (id int PRIMARY KEY, v mood[]); INSERT INTO t SELECT i, '{sad,ok}' FROM generate_series(1, 9) i")
+    db("CREATE TABLE u (id size PRIMARY KEY, v mood); INSERT INTO u VALUES ('s', 'sad'), ('m', 'ok')")
+    db("CREATE TABLE w (id int PRIMARY KEY, v fit); INSERT INTO w VALUES (1, 's')")
+    with capturing(db, "t", "u", "w") as connector:
+        connector.caught_up()
+        db("ALTER TYPE mood ADD VALUE 'glad'")
+        db("UPDATE t SET v = '{glad}' WHERE id = 1")
+        time.sleep(3 * QUICK.look_s)
+        connector.caught_up()
+        assert not connector.heard("read anew")
+        db("ALTER TYPE mood RENAME VALUE 'sad' TO 'low'")
+        _comes_to(connector, db, "t", "u")
+    assert not connector.heard("emptied")
+    db("ALTER TYPE size RENAME VALUE 's' TO 'small'")
+    with capturing(db, "t", "u", "w", log=connector.log) as connector:
+        _comes_to(connector, db, "t", "u", "w")
+    assert connector.heard("labels of column id of its key were renamed: it is emptied and read anew")
+
+
+def test_a_table_that_is_unlogged_for_a_while(db: Database) -> None:
+    _make(db, "t")
+    _make(db, "u")
+    db(f"CREATE PUBLICATION headwater_{db.name} FOR ALL TABLES")
+    with capturing(db, "t", "u") as connector:
+        connector.caught_up()
+        db("ALTER TABLE t SET UNLOGGED; UPDATE t SET v = 'unseen'; DELETE FROM t WHERE id > 7")
+        wait_until(lambda: connector.heard("public.t is not captured, the other tables are"), "it is noticed")
+        db("UPDATE u SET v = 'seen' WHERE id = 1; ALTER TABLE t SET LOGGED")
+        _comes_to(connector, db, "t", "u")
 
 
 def _comes(connector: Connector, db: Database) -> None:

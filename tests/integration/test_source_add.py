@@ -46,7 +46,10 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
                 server, 'CREATE TABLE public."Odd" (id int PRIMARY KEY, "Upper" text, at timestamp NOT NULL)'
             )
             ask_postgresql(server, "CREATE TABLE public.scans (v text, at timestamp NOT NULL)")
-            doubled = "(id int PRIMARY KEY, at timestamp NOT NULL, twice int GENERATED ALWAYS AS (id * 2) STORED)"
+            doubled = (
+                "(id int PRIMARY KEY, at timestamp NOT NULL, grid int[][], line text[], "
+                "twice int GENERATED ALWAYS AS (id * 2) STORED)"
+            )
             ask_postgresql(server, f"CREATE TABLE public.doubled {doubled}")
             yield Shop(server.url, server.password, "public")
         else:
@@ -144,10 +147,12 @@ def test_what_a_table_without_key_needs_before_it_is_captured_is_said(shop: Shop
 def test_columns_that_the_server_does_not_send_are_named(shop: Shop, catalog: Path) -> None:
     done = add(shop, catalog, "--table", f"{shop.schema}.doubled", *OPTIONS)
     assert done.exit_code == 0, done.output
-    names = [column.name for column in load_catalog(catalog).source("doubled").columns]
+    types = {column.name: column.type for column in load_catalog(catalog).source("doubled").columns}
+    names = [*types]
     if shop.schema == "public":
         assert "headwater: twice left out: PostgreSQL does not send" in done.stderr
-        assert names == ["id", "at"]
+        assert names == ["id", "at", "grid", "line"]
+        assert (types["grid"], types["line"]) == ("list<list<int64>>", "list<string>")
     else:
         assert "left out" not in done.stderr
         assert names == ["id", "at", "twice"]

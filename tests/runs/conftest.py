@@ -87,7 +87,7 @@ def _rewound(at: Path, _: Others) -> Rewound:
     home = Home(at / "home").set(RETAIL_DATA=str(file), CATALOG=str(small_catalog(at / "catalog")))
     early = home.set(NOW=EARLY)
     chance = random.Random(time.time_ns())
-    steps = ["raw__shop__order_lines", "raw_gates", "tables", "marts_gates", "feature_tables"]
+    steps = ["raw__shop__order_lines", "raw__shop__order_lines__gates", "tables", "marts_gates", "feature_tables"]
     chosen = sorted(chance.sample(steps, KILLS), key=steps.index)
     killed_in = [_killed(early, step, chance.uniform(0, 3)) for step in chosen]
     early.succeeds("run", "--select", TABLES_ONLY)

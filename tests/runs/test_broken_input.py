@@ -57,10 +57,13 @@ def test_a_few_broken_rows_are_set_aside_with_their_reason(shop_run):
 
 
 def test_a_mart_whose_gate_fails_stops_features_and_models(shop_run, tmp_path):
+    """And a raw table whose gate fails, since nothing has landed in it, stops nothing that is not made of it."""
     catalog = small_catalog(tmp_path / "catalog")
     gate = catalog / "gates" / "marts_sales_purchase_lines.yaml"
     impossible = "{expect: expect_column_values_to_be_between, column: quantity, arguments: {min_value: 2}}"
     gate.write_text(f"{gate.read_text()}  - {impossible}\n")
+    source = (catalog / "sources" / "products.yaml").read_text()
+    (catalog / "sources" / "shelves.yaml").write_text(source.replace("table: products", "table: shelves"))
     home = shop_run.home.copy(tmp_path / "home").set(CATALOG=str(catalog))
     before = home.versions()
     done = home.headwater("run")
@@ -68,6 +71,7 @@ def test_a_mart_whose_gate_fails_stops_features_and_models(shop_run, tmp_path):
     failed = done.out[done.out.index("What failed") :]
     assert "marts/sales/purchase_lines" in failed
     assert "quantity" in failed
+    assert "raw.shop.shelves has 0 rows" in failed
     made = {asset["key"].partition("/")[0] for asset in home.summary["assets"]}
     assert made == {"stream", "raw", "staging", "marts"}
-    assert home.versions() == before
+    assert {key: version for key, version in home.versions().items() if "shelves" not in key} == before

@@ -234,6 +234,17 @@ def test_deletions_may_carry_their_key_alone(lake: Lake) -> None:
     assert failed(check_raw(lake, replace(rows, "change_op", ["d", "d", *["c"] * 8]))) == set()
 
 
+def test_an_update_of_a_table_without_key_is_two_rows_of_one_record(lake: Lake) -> None:
+    rows = replace(raw_rows(), "log_offset", [n // 2 for n in range(10)])
+    assert failed(check_raw(lake, replace(rows, "change_op", ["d", "u"] * 5))) == {"keys"}
+    lake.overwrite(RAW, replace(rows, "change_op", ["d", "u"] * 5))
+    gate = GATE.model_copy(update={"key": ()})
+    keyless = SOURCE.model_copy(update={"keyless": True, "gate": gate})
+    assert failed({o.name: o for o in evaluate_gate(lake, RAW, gate, NOW, keyless)}) == set()
+    lake.overwrite(RAW, rows)
+    assert failed({o.name: o for o in evaluate_gate(lake, RAW, gate, NOW, keyless)}) == {"keys"}
+
+
 @pytest.mark.parametrize(("bad", "passes"), [(0, True), (2, True), (3, False), (1000, False)])
 def test_quarantine_bounds_the_table(lake: Lake, bad: int, passes: bool) -> None:
     """20 % are allowed: 2 of 12 rows pass, 3 of 13 do not."""
