@@ -44,8 +44,8 @@ it grows from change to change, and is the same however often the change is read
 transaction's commit (PostgreSQL: its LSN; MariaDB: the number of the binary log's file times 2^40, plus the position in
 it), `order` counts within the transaction; `epoch` grows when another server or history is accepted. `schema` is the
 version of the table's schema. `unsent` are the columns whose value the database did not send, where there are any: they
-have Debezium's placeholder, and a text that reads like it elsewhere is a text. A row that a snapshot read (op r) has the
-stream's position at that moment, and order 1073741823.
+have Debezium's placeholder, and a text that reads like it elsewhere is a text. A row that a snapshot read (op r) has
+the stream's position at that moment, and order 1073741823.
 
 """
 
