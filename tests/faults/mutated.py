@@ -45,7 +45,7 @@ def no_dedupe() -> None:
 
 
 def checkpoint_before_send() -> None:
-    """The connector says how far it has come, and sends what it has read after that."""
+    """The connector says how far it has come, and sends what it has read with the next word of that kind."""
     from streaming.capture import service
 
     open_writer = vars(service)["open_writer"]
@@ -53,11 +53,12 @@ def checkpoint_before_send() -> None:
 
 
 class _Late:
-    """A writer that keeps changes until a checkpoint is durable that covers them."""
+    """A writer that keeps changes beyond the checkpoint that covers them: until the next one."""
 
     def __init__(self, writer: Any) -> None:
         self._writer, self._covered = writer, False
         self._held: list[tuple[Any, ...]] = []
+        self._due: list[tuple[Any, ...]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
@@ -72,10 +73,9 @@ class _Late:
     def flush(self) -> None:
         self._writer.flush()
         if self._covered:
-            time.sleep(0.2)
-            for record in self._held:
+            for record in self._due:
                 self._writer.send(*record)
-            self._held, self._covered = [], False
+            self._due, self._held, self._covered = self._held, [], False
             self._writer.flush()
 
 
