@@ -73,7 +73,7 @@ class RowsNow:
         count = len(self._relation.columns)
         before, end = texts(d, ROW_START, count)
         after, _ = texts(d, end + BETWEEN, count)
-        return [after[at] or before[at] or b"" for at in self._places]
+        return [(before if after[at] is None else after)[at] or b"" for at in self._places]
 
     def _ask(self, key: Sequence[bytes]) -> Sequence[bytes] | None:
         if self._asked is None:
@@ -83,9 +83,8 @@ class RowsNow:
             table = f"{'' if found.kind == 'p' else 'ONLY '}{quoted(found.schema, found.table)}"
             schemas = self._catalog.compared_by(self._query, found)
             self._asked = _Asked(table, self._catalog.key_types(self._query, found), schemas)
-        texts = (value.decode(errors="surrogateescape") for value in key)
         same = " AND ".join(
-            f"{quoted(name)} = {literal(text, kind)}"
-            for name, text, kind in zip(self._key, texts, self._asked.kinds, strict=True)
+            f"{quoted(name)} = {literal(value.decode(errors='surrogateescape'), kind)}"
+            for name, value, kind in zip(self._key, key, self._asked.kinds, strict=True)
         )
         return self._copy_out(f"SELECT {self._columns} FROM {self._asked.table} WHERE {same}", self._asked.schemas)

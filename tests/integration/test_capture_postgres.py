@@ -208,11 +208,12 @@ def test_a_row_keeps_its_unchanged_toast_columns_under_its_new_key(db: Database)
         connector.caught_up()
         db("UPDATE t SET id = 10 WHERE v = 1")
         db("UPDATE t SET k = 'Ab' WHERE v = 2")
+        db("UPDATE t SET k = '' WHERE v = 7")
         connector.caught_up()
         db("UPDATE t SET v = 0 WHERE v IN (1, 2)")
         connector.caught_up()
     assert read() == 9
-    assert [c["after"]["more"][:2] for c in connector.changes("t") if c["op"] == "c"] == ["m1", "m2"]
+    assert [c["after"]["more"][:2] for c in connector.changes("t") if c["op"] == "c"] == ["m1", "m2", "m7"]
     assert same(connector.fold("t"), db.rows("t"))
     db("UPDATE t SET k = 'w' WHERE v = 5; DELETE FROM t WHERE k = 'w'")
     db("UPDATE t SET k = 'x' WHERE v = 3; UPDATE t SET v = 30, more = NULL WHERE k = 'x'")
