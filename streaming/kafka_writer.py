@@ -7,12 +7,21 @@ What a partition has is always what was sent to it, in order, up to some record.
 ones go through; when Kafka refuses one for good the producer stops (`enable.gapless.guarantee`); and `close` throws
 away what was not delivered. Were a record missing before later ones, then after the repetition that follows a failure
 it would look like one that landed long ago.
+
+A broker finds a gap by the number of the producer's last batch, and one that remembers none takes any: when it refuses
+a batch for a moment (its new partition is not open yet, its leader has moved) and takes the next, which was under way
+already, librdkafka concludes that it has both. Therefore the first record to a partition goes alone. And since brokers
+forget a producer a day after the time of its last record, whoever writes records of other times than now has one
+request under way; far from the broker that costs latency.
+
+    https://issues.apache.org/jira/browse/KAFKA-15591   (mended in brokers later than 4.1, for empty partitions)
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, murmur2
 
@@ -27,10 +36,13 @@ __all__ = ["KafkaWriter"]
 _PATIENCE_S = 15.0
 _PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
 _POLL_S = 0.05
-# Nothing is sent behind a record that a broker may refuse until it is there. A broker that has not heard of a producer
-# takes its second batch although it has refused the first: the record would be missing before later ones. Batches of
-# smaller records stay below this size.
+# Nothing is sent behind a record that a broker may refuse for its size until it is there. Batches of smaller records
+# stay below this size.
 _ALONE_BYTES = 900_000
+# Well below a day, which is how long brokers remember a producer by default (producer.id.expiration.ms).
+_REMEMBERED_US = 3_600_000_000
+_EVERY_PARTITION = range(1 << 31)
+_ALWAYS_US = 1 << 62
 # lz4 takes less CPU than sending what it saves, on the broker too; zstd costs a quarter more.
 _OPTIONS: Mapping[str, str | int | bool] = {
     "client.id": "headwater",
@@ -66,12 +78,15 @@ class KafkaWriter:
         self._shape = shape or TopicShape()
         self._patience_s = patience_s
         self._counts: dict[str, int] = {}
+        # Partitions that have acknowledged a record, for records of these times; and those that were sent one since.
+        self._known: defaultdict[str, Collection[int]] = defaultdict(frozenset)
+        self._known_from_us = self._known_until_us = 0
+        self._introduced: set[tuple[str, int]] = set()
         self._failure: LogError | None = None
         self._last_problem: KafkaError | None = None
         self._fatal: KafkaError | None = None
         self._tails: Tails | None = None
-        callbacks = {"on_delivery": self._on_delivery, "error_cb": self._on_problem}
-        self._producer = Producer({**_OPTIONS, **confluent_options(address), **callbacks}, logger=LOGGER)
+        self._producer = self._connect()
         self._produce: Callable[..., None] = self._producer.produce
 
     def ensure(self, topics: Sequence[str], *, compacted: bool = False) -> None:
@@ -99,14 +114,16 @@ class KafkaWriter:
         """Queue a record; waits while 32 MiB or 50,000 records are queued, and until one of a megabyte is there.
 
         `timestamp_us` is kept in whole milliseconds and is at least one (librdkafka takes 0 for now). Raises
-        RecordTooLargeError (the record was not queued, the writer goes on), RetryableLogError.
+        RecordTooLargeError (the record was not queued, the writer goes on), RetryableLogError, UnknownTopicError.
         """
+        if partition is None:  # chosen here, so that no partition that is added meanwhile is a stranger
+            partition = murmur2(key or b"", self._counts.get(topic) or self.partitions(topic))
+        if partition not in self._known[topic] or not self._known_from_us <= timestamp_us < self._known_until_us:
+            self._introduce(topic, partition, timestamp_us)
         try:
-            self._produce(
-                topic, value, key, -1 if partition is None else partition, timestamp=timestamp_us // 1000 or 1
-            )
+            self._produce(topic, value, key, partition, timestamp=timestamp_us // 1000 or 1)
         except (BufferError, KafkaException):
-            self._send_patiently(topic, key, value, timestamp_us // 1000 or 1, -1 if partition is None else partition)
+            self._send_patiently(topic, key, value, timestamp_us // 1000 or 1, partition)
         if value is not None and len(value) > _ALONE_BYTES:
             self.flush()
 
@@ -127,6 +144,9 @@ class KafkaWriter:
                 raise self._spent(self._away(f"{left} records that were sent are not acknowledged"))
         if self._failure is not None:
             raise self._failure
+        for topic, partition in self._introduced:
+            self._known[topic] = frozenset((*self._known[topic], partition))
+        self._introduced.clear()
 
     def tails(self, topic: str, records: int = 2) -> Mapping[int, Sequence[Record]]:
         """The last `records` records of each partition, oldest first; no entry for an empty partition or topic.
@@ -145,6 +165,32 @@ class KafkaWriter:
         if self._tails is not None:
             self._tails.close()
             self._tails = None
+
+    def _connect(self, **more: int) -> Producer:
+        callbacks = {"on_delivery": self._on_delivery, "error_cb": self._on_problem}
+        return Producer({**_OPTIONS, **confluent_options(self._address), **callbacks, **more}, logger=LOGGER)
+
+    def _introduce(self, topic: str, partition: int, timestamp_us: int) -> None:
+        """Before a record to a partition that may not remember this producer: wait for the one before it, if any."""
+        now_us = time.time_ns() // 1000
+        if abs(timestamp_us - now_us) >= _REMEMBERED_US:
+            self._go_one_by_one()
+        elif not self._known_from_us <= timestamp_us < self._known_until_us:
+            self._known.clear()
+            self._known_from_us, self._known_until_us = now_us - _REMEMBERED_US, now_us + _REMEMBERED_US
+        if (topic, partition) in self._introduced:
+            self.flush()
+        elif partition not in self._known[topic]:
+            self._introduced.add((topic, partition))
+
+    def _go_one_by_one(self) -> None:
+        """From now on with one request under way. Raises LogError."""
+        self.flush()
+        self._producer.close()
+        self._producer = self._connect(**{"max.in.flight.requests.per.connection": 1})
+        self._produce = self._producer.produce
+        self._known = defaultdict(lambda: _EVERY_PARTITION)
+        self._known_from_us, self._known_until_us = -_ALWAYS_US, _ALWAYS_US
 
     def _send_patiently(self, topic: str, key: bytes | None, value: bytes | None, time_ms: int, partition: int) -> None:
         """Again, until there is room for it; `patience_s` counts from the last acknowledgement."""

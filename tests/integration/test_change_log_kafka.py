@@ -131,7 +131,9 @@ def test_a_topic_is_not_made_by_being_written_to(writer: KafkaWriter, log: Kafka
     topic = fresh("unmade")
     with pytest.raises(UnknownTopicError):
         writer.partition(topic, b"k")
-    writer.send(topic, b"k", b"v", 1_000)
+    with pytest.raises(UnknownTopicError):
+        writer.send(topic, b"k", b"v", 1_000)
+    writer.send(topic, b"k", b"v", 1_000, 0)
     with pytest.raises((UnknownTopicError, RetryableLogError)):
         writer.flush()
     assert topic not in log.topics()
