@@ -198,10 +198,13 @@ class _Attempt:
             say=capture._say,
         )
         self._sink = sink
-        if checkpoint:  # where a table that was altered meanwhile is first seen so
+        if checkpoint:
             sink.position = checkpoint.commit
         for schema in schemas:
-            sink.schema(schema)
+            before = None
+            if checkpoint and schema.name in checkpoint.tables:
+                before = history.begin(schema.name, (checkpoint.epoch, checkpoint.commit))
+            sink.schema(before or schema)
         if anew:  # places of another history, or of this one after it was reset, are not to be compared
             sink.epoch = max(_last_epoch(system, writer), sink.logged_epoch) + 1
         known = checkpoint.tables if checkpoint else {}

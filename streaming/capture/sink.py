@@ -120,14 +120,11 @@ class Sink:
 
     def schema(self, schema: TableSchema) -> Table:
         """Make the table known, or known anew after it was altered; a new version is recorded before this returns."""
-        table, recorded = self.tables.get(schema.name), self.history.versions.get(schema.name, [])
-        before = table.schema if table else recorded[-1] if recorded else schema
+        table = self.tables.get(schema.name)
+        before = table.schema if table else self.history.current(schema.name) or schema
         if before.key != schema.key:
             self.reread(schema.name)  # the log has the rows by keys of another form
-        version = self.history.version(schema)
-        if version is None:
-            place = {"epoch": self.epoch, "commit": max(self._commit, self.position)}
-            version = self.history.record(schema, self.writer, place, self._now_ns() // 1000)
+        version = self.history.version(schema) or self._record(schema)
         if table is None:
             topic = self._topic(schema.name)
             self.writer.ensure([topic])
@@ -147,6 +144,10 @@ class Sink:
         }
         table.source = json.dumps(fixed, separators=(",", ":")).encode()[:-1]
         return table
+
+    def _record(self, schema: TableSchema) -> int:
+        place = {"epoch": self.epoch, "commit": max(self._commit, self.position)}
+        return self.history.record(schema, self.writer, place, self._now_ns() // 1000)
 
     def _learn_floor(self, topic: str, partitions: int) -> None:
         """What the log already holds: the place of the last record of each partition."""
@@ -273,9 +274,9 @@ class Sink:
 
     def _first_of_transaction(self, table: Table) -> None:
         table.tx, table.collection_order = self._tx_number, 0
-        table.prefix = self._prefix(table, b"false", self._commit, self._event_us, self._tx_source)
+        table.prefix = self._prefix(table, table.version, b"false", self._commit, self._event_us, self._tx_source)
 
-    def _prefix(self, table: Table, snapshot: bytes, commit: int, event_us: int, more: bytes) -> bytes:
+    def _prefix(self, table: Table, version: int, snapshot: bytes, commit: int, event_us: int, more: bytes) -> bytes:
         """The source block up to the value of headwater.order."""
         return (
             b'%b,"snapshot":"%b","ts_ms":%d,"ts_us":%d,"ts_ns":%d%b,'
@@ -289,7 +290,7 @@ class Sink:
                 more,
                 self.epoch,
                 commit,
-                table.version,
+                version,
             )
         )
 
@@ -380,10 +381,18 @@ class Sink:
         if emptied or name not in self.rereads:
             self.rereads[name] = "void" if emptied else "pending"
 
-    def read(self, table: Table, rows: Iterable[tuple[bytes | None, bytes]], commit: int) -> int:
-        """Emit rows that a snapshot read, as of `commit`. Returns how many."""
+    def read(
+        self, table: Table, rows: Iterable[tuple[bytes | None, bytes]], commit: int, schema: TableSchema | None = None
+    ) -> int:
+        """Emit rows that a snapshot read, as of `commit`. Returns how many.
+
+        `schema`: how the table looked when they were read, which the stream may not have come to, or be beyond.
+        """
         self.tick()
-        prefix = self._prefix(table, b"incremental", commit, self._now_us, b"")
+        version = table.version
+        if schema is not None and schema != table.schema:
+            version = self.history.seen(schema) or self._record(schema)
+        prefix = self._prefix(table, version, b"incremental", commit, self._now_us, b"")
         count = 0
         for key, after in rows:
             value = b'{"before":null,"after":%b,"source":%b%d}},"transaction":null,"op":"r"%b' % (
@@ -401,7 +410,7 @@ class Sink:
     def empty(self, table: Table, commit: int) -> None:
         """Say that the table starts from nothing: before the rows of a table without primary key are read again."""
         self.tick()
-        prefix = self._prefix(table, b"incremental", commit, self._now_us, b"")
+        prefix = self._prefix(table, table.version, b"incremental", commit, self._now_us, b"")
         value = b'{"before":null,"after":null,"source":%b%d}},"transaction":null,"op":"t"%b' % (
             prefix,
             SNAPSHOT_ORDER,

@@ -127,10 +127,9 @@ class Snapshotter:
                 return
             if self._sink.position < chunk.high:
                 return
-            if chunk.schema is not None and chunk.schema != table.schema:
-                self._sink.schema(chunk.schema)
         if table.schema.key:
-            self._finish(request, chunk, self._sink.read(table, self._fresh(table, chunk), self._sink.position))
+            count = self._sink.read(table, self._fresh(table, chunk), self._sink.position, chunk.schema)
+            self._finish(request, chunk, count)
         else:
             self._emit_slice(request, chunk)
 
@@ -161,7 +160,7 @@ class Snapshotter:
         name, rows = request.table.schema.name, itertools.islice(request.emitting, _SLICE_ROWS)
         window = request.table.window
         request.table.window = None  # the chunk's own rows are not kept back
-        count = self._sink.read(request.table, rows, request.position)
+        count = self._sink.read(request.table, rows, request.position, chunk.schema)
         request.table.window = window
         self.progress[name] = replace(self.progress[name], rows=self.progress[name].rows + count)
         if count < _SLICE_ROWS:

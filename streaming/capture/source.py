@@ -82,7 +82,11 @@ class Source(Protocol):
         """
 
     def open(self, sink: Sink, checkpoint: Checkpoint | None) -> None:
-        """Start streaming into the sink, from the checkpoint or, without one, from now."""
+        """Start streaming into the sink, from the checkpoint or, without one, from now.
+
+        A table that the sink knows otherwise than `prepare` has found it was altered meanwhile: the sink is told where
+        the stream comes to it, whether rows follow or not.
+        """
 
     def poll(self, timeout_s: float) -> bool:
         """Hand the sink what has arrived (a few milliseconds of work); wait up to `timeout_s` if nothing has.

@@ -103,10 +103,15 @@ def schemas_topic(system: str) -> str:
 
 @dataclass
 class SchemaHistory:
-    """The versions that were recorded so far, by table; a new one is durable before a row that has it is sent."""
+    """The versions that were recorded so far, by table; a new one is durable before a row that has it is sent.
+
+    A table that looks again as it did once has another version then: versions grow along the stream.
+    """
 
     system: str
     versions: dict[str, list[TableSchema]] = field(default_factory=dict)
+    _places: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    _current: dict[str, int] = field(default_factory=dict)
     _renamed: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
@@ -114,14 +119,39 @@ class SchemaHistory:
         """From the records of the schemas topic, in any order."""
         history = cls(system)
         for found in sorted(records, key=lambda r: (r["schema"], r["table"], r["version"])):
-            history.versions.setdefault(f"{found['schema']}.{found['table']}", []).append(TableSchema.from_json(found))
+            name, place = f"{found['schema']}.{found['table']}", found["position"]
+            history.versions.setdefault(name, []).append(TableSchema.from_json(found))
+            history._places.setdefault(name, []).append((place["epoch"], place["commit"]))
         return history
 
+    def begin(self, table: str, place: tuple[int, int]) -> TableSchema | None:
+        """Go on from that place (epoch, commit) of the stream: how the table looked there, None if it was not known."""
+        before = sum(1 for known in self._places.get(table, ()) if known <= place)
+        if table in self.versions:
+            self._current[table] = max(before, 1)
+        return self.current(table)
+
+    def current(self, table: str) -> TableSchema | None:
+        """How the table looks at this place of the stream, as far as that was told."""
+        known = self.versions.get(table)
+        return known[self._current.get(table, len(known)) - 1] if known else None
+
     def version(self, schema: TableSchema) -> int | None:
-        """The latest recorded version that looks like this; None if it was never seen."""
-        known = self.versions.get(schema.name, [])
-        same = [number for number, one in enumerate(known, 1) if one.digest == schema.digest]
-        return same[-1] if same else None
+        """The version of a table that looks so from here on; None if it has to be recorded.
+
+        It is the current one, or one that was recorded before the stream was taken up again further back.
+        """
+        known, digest = self.versions.get(schema.name, []), schema.digest
+        for number in range(self._current.get(schema.name, len(known)), len(known) + 1):
+            if number and known[number - 1].digest == digest:
+                self._current[schema.name] = number
+                return number
+        return None
+
+    def seen(self, schema: TableSchema) -> int | None:
+        """The latest version that looks so, wherever the stream is."""
+        known, digest = self.versions.get(schema.name, []), schema.digest
+        return next((number for number in range(len(known), 0, -1) if known[number - 1].digest == digest), None)
 
     def rename(self, table: str, names: Mapping[str, str]) -> None:
         """Columns of the table have other names from its next version on: the old ones, and what each is now."""
@@ -134,8 +164,8 @@ class SchemaHistory:
         """Make the schema the table's next version, durably. Returns its number, from 1."""
         known = self.versions.setdefault(schema.name, [])
         number = len(known) + 1
-        renamed = self._renamed.pop(schema.name, {})
-        changed = differences(known[-1], schema, renamed) if known else ["first seen"]
+        renamed, before = self._renamed.pop(schema.name, {}), self.current(schema.name)
+        changed = differences(before, schema, renamed) if before else ["first seen"]
         body = {
             **asdict(schema),
             "version": number,
@@ -149,4 +179,6 @@ class SchemaHistory:
         writer.send(schemas_topic(self.system), key, json.dumps(body).encode(), at_us)
         writer.flush()
         known.append(schema)
+        self._places.setdefault(schema.name, []).append((position["epoch"], position["commit"]))
+        self._current[schema.name] = number
         return number

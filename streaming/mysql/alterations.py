@@ -61,9 +61,9 @@ class Alterations:
 
     def _empty(self, name: str, source: bytes) -> None:
         """All rows of the table are gone. It may not be there any more: then it looked as was recorded last."""
-        table, recorded = self._sink.tables.get(name), self._sink.history.versions.get(name)
+        table, recorded = self._sink.tables.get(name), self._sink.history.current(name)
         if table is None and recorded:
-            table = self._sink.schema(recorded[-1])
+            table = self._sink.schema(recorded)
         if table is not None:
             self._sink.truncate(table, source)
 

@@ -49,6 +49,7 @@ class _Session:
     server: Server
     dictionary: Dictionary
     start: Start | None = None
+    tables: Sequence[TableSchema] = ()
 
 
 @dataclass
@@ -150,7 +151,8 @@ class MysqlSource:
         tables = self._check_tables(session, self._fit(session))
         if checkpoint is not None:
             session.start = find_start(self._database, session.server, Resume.read(checkpoint.resume))
-        return [table.schema for table in tables]
+        session.tables = [table.schema for table in tables]
+        return session.tables
 
     def _fit(self, session: _Session) -> list[str]:
         """The tables to capture; why not, is said of the others."""
@@ -190,6 +192,9 @@ class MysqlSource:
         else:
             dump = Dump(self._database, self._our_id, file=resume.file, pos=resume.pos, mariadb=mariadb)
         stream = Stream(sink, tables, resume, self._again, server=session.server.name, by_gtid=start.by_gtid)
+        # No statement of the stream has this place: one that alters the table again is told from it.
+        altered = {one.name: -1 for one in session.tables if sink.tables[one.name].schema != one}
+        stream.alterations.pending.update(altered)
         looks = Looks(session.server, session.dictionary, session.connection)
         chunks = Chunks(self._database, self._memos, snapshot_mariadb)
         self._streaming = _Streaming(dump, stream, sink, looks, chunks)

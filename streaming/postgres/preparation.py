@@ -254,6 +254,10 @@ class Preparation:
         end = end_of_log(self.query)
         return Look(measured(self.query, slot, end), tables, end)
 
+    def end(self) -> int:
+        """Where the server's log ends by now. Raises Retryable."""
+        return end_of_log(self.query)
+
     def _look_at_refused(self, tables: Mapping[str, Description]) -> None:
         """Raises Retryable for one that can be captured by now."""
         for name in self.refused:

@@ -101,6 +101,7 @@ class PostgresSource:
         now = max(prepared.slot.confirmed, found.identity.position)
         position = int(checkpoint.resume["lsn"]) if checkpoint else now
         watch = Watch(sink, prepared.marks, prepared.due, self._say)
+        watch.were_found(prepared.schemas, preparation.end())
         relations = Relations(
             preparation.query,
             preparation.copy_out,

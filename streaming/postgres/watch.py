@@ -108,13 +108,15 @@ class Watch:
         self._due = dict(due)
         self._without_identity: tuple[str, ...] = ()
         self._read: deque[tuple[int, TableSchema]] = deque()
+        self._altered: dict[str, TableSchema] = {}
+        self._altered_by = 0
         self.resume: Mapping[str, Any] = {}
         self._keep()
 
     @property
     def waits(self) -> bool:
         """Whether something happens at the next position."""
-        return bool(self._due or self._read)
+        return bool(self._due or self._read or self._altered)
 
     def reach(self, position: int) -> None:
         """Everything before the position was handed over."""
@@ -123,14 +125,20 @@ class Watch:
             self.marks[name] = due.mark
             self._keep()
             self._sink.reread(name, emptied=due.emptied)
+        found = []
         while self._read and self._read[0][0] < position:
-            _, schema = self._read.popleft()
+            found.append(self._read.popleft()[1])
+        if self._altered and self._altered_by <= position:
+            found += self._altered.values()
+            self._altered.clear()
+        for schema in found:
             table = self._sink.tables.get(schema.name)
             if table is None or table.schema != schema:
                 self._sink.schema(schema)
 
     def announced(self, oid: int, name: str) -> None:
-        """The stream has changes of the table with this oid, which has this name there."""
+        """The stream has changes of the table with this oid, which has this name there; it said how it looks."""
+        self._altered.pop(name, None)
         for known in [known for known, mark in self.marks.items() if mark["oid"] == oid and known != name]:
             self._say(f"{known} was renamed to {name}: what happens to it is not captured any more")
             del self.marks[known]
@@ -141,6 +149,11 @@ class Watch:
         table = self._sink.tables.get(name)
         if chunk.schema is not None and (table is None or table.schema != chunk.schema):
             self._read.append((chunk.high, chunk.schema))
+
+    def were_found(self, schemas: Iterable[TableSchema], position: int) -> None:
+        """So the tables look by this position, which is still to come, unless the stream tells until then."""
+        self._altered = {one.name: one for one in schemas if self._sink.tables[one.name].schema != one}
+        self._altered_by = position
 
     def compare(self, wanted: Iterable[str], found: Mapping[str, Description], position: int) -> None:
         """Against what there is now, at this position of the server. Raises Retryable for what `prepare` mends."""

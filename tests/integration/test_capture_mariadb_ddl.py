@@ -146,6 +146,37 @@ def test_an_altered_table_is_known_without_a_row_of_it(server: Server) -> None:
     assert place <= change["source"]["headwater"]["commit"]
 
 
+def test_what_happened_while_it_was_stopped_is_recorded_in_its_order(server: Server) -> None:
+    log: Log = {}
+    with Shop(server) as shop:
+        fresh_database(shop, [ORDERS])
+        capture_once(server, log, "orders")
+        before = {at: list(kept) for at, kept in log.items()}
+        for number, statement in enumerate(("ADD w int", "MODIFY w bigint", "DROP w")):
+            shop.run(f"ALTER TABLE orders {statement}", f"INSERT INTO orders (id) VALUES ({number})")
+        shop.run("ALTER TABLE orders ADD y int")
+    for crashed in (False, True):
+        with capturing(server, log, "orders"):
+            wait_for("the last look", lambda: len(schema_versions(log)) == 5 or None, within_s=PATIENCE_S)
+            wait_for("rows", lambda: len(fold(log, topic("shop.orders"))) == 3 or None, within_s=PATIENCE_S)
+        assert [version["changed"] for version in schema_versions(log)] == [
+            ["first seen"],
+            ["added column w int"],
+            ["column w from int to bigint"],
+            ["dropped column w"],
+            ["added column y int"],
+        ]
+        inserted = sorted(
+            (change["source"]["headwater"]["commit"], change["source"]["headwater"]["schema"], "w" in change["after"])
+            for _, _, change in changes(log, topic("shop.orders"))
+            if change["op"] == "c"  # the second time the rows are read again too: w is no new name then
+        )
+        assert [found[1:] for found in inserted] == [(2, True), (3, True), (4, False)]
+        if not crashed:  # all but the versions is lost, and comes again
+            kept = "capture.shop.schemas", 0
+            log.update({at: [] for at in log if at != kept} | {**before, kept: log[kept]})
+
+
 def test_a_renamed_column_is_told_from_a_dropped_and_an_added_one(server: Server) -> None:
     log: Log = {}
     with Shop(server) as shop:

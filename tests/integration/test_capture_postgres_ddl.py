@@ -146,6 +146,29 @@ def test_each_schema_is_recorded_with_what_changed(db: Database) -> None:
     assert [one["position"]["commit"] for one in found[1:]] == [place["commit"] for place in inserted]
 
 
+def test_what_happened_while_it_was_stopped_is_recorded_in_its_order(db: Database) -> None:
+    _make(db, "t")
+    with capturing(db, "t") as connector:
+        connector.caught_up()
+    for statement in ("ADD w int", "ALTER w TYPE bigint", "DROP w"):
+        db(f"ALTER TABLE t {statement}; INSERT INTO t VALUES ((SELECT max(id) + 1 FROM t))")
+    db("ALTER TABLE t ADD y int")
+    with capturing(db, "t", log=connector.log) as connector:
+        wait_until(lambda: len(connector.schemas("t")) == 5, "the last look")
+        connector.caught_up()
+    assert [one["changed"] for one in connector.schemas("t")] == [
+        ["first seen"],
+        ["added column w integer"],
+        ["column w from integer to bigint"],
+        ["dropped column w"],
+        ["added column y integer"],
+    ]
+    inserted = [change for change in connector.changes("t") if change["op"] == "c"]
+    inserted.sort(key=lambda change: change["source"]["headwater"]["commit"])
+    assert [change["source"]["headwater"]["schema"] for change in inserted] == [2, 3, 4]
+    assert ["w" in change["after"] for change in inserted] == [True, True, False]
+
+
 def test_partitions_come_and_go_with_their_rows(db: Database) -> None:
     db("CREATE TABLE t (id int, day date, PRIMARY KEY (id, day)) PARTITION BY RANGE (day)")
     for year in (2001, 2002):

@@ -158,6 +158,8 @@ def captured(server: Server) -> Connector:
             connector.caught_up()
             _fill(db, "streamed")
             connector.caught_up()
+        with capturing(db, "before", "streamed", log=connector.log) as connector:
+            connector.caught_up()
     return connector
 
 
@@ -183,6 +185,12 @@ def _schema(connector: Connector, table: str) -> dict[str, Any]:
     record = connector.log[f"capture.{connector.system}.schemas", 0]
     found = next(body for one in record if (body := json.loads(one.value or b""))["table"] == table)
     return {column["name"]: column for column in found["columns"]}
+
+
+def test_the_stream_the_catalog_and_the_snapshot_say_the_same_of_every_column(captured: Connector) -> None:
+    """Else each restart would record other versions of the schema."""
+    for table in ("before", "streamed"):
+        assert [version["changed"] for version in captured.schemas(table)] == [["first seen"]]
 
 
 def test_the_stream_and_the_snapshot_write_the_same_bytes(captured: Connector) -> None:

@@ -256,6 +256,29 @@ def test_a_truncation_is_one_event_of_its_transaction_however_many_partitions_ar
     assert sum(change["op"] == "t" for change in _changes(log)) == PARTITIONS
 
 
+def test_a_snapshots_rows_have_the_version_that_they_were_read_in_and_the_streams_keep_theirs():
+    log = Log()
+    sink = Sink("s", "test", "db", log, SchemaHistory("s"), topic=lambda name: name)
+    looks = [TableSchema("public", "t", COLUMNS[:count], ("id",)) for count in (1, 2)]
+    table = sink.schema(looks[0])
+    sink.schema(looks[1])
+    third = TableSchema("public", "t", (*COLUMNS, CapturedColumn("w", "integer", "int64")), ("id",))
+
+    def streamed(tx: int, number: int) -> None:
+        sink.begin(tx, b"%d" % tx, tx, 1000, b"")
+        sink.row(table, b"c", _key(number), b"null", _row(number, 1), b"")
+        sink.end(tx, {})
+
+    streamed(1, 1)
+    for number, look in ((2, looks[0]), (3, looks[1]), (4, third), (5, None)):
+        assert sink.read(table, [(_key(number), _row(number, 1))], 1, look) == 1
+    streamed(2, 6)
+    sink.schema(third)
+    streamed(3, 7)
+    versions = {change["after"]["id"]: change["source"]["headwater"]["schema"] for change in _changes(log)}
+    assert versions == {1: 2, 2: 1, 3: 2, 4: 3, 5: 2, 6: 2, 7: 3}
+
+
 def _changes(log: Log) -> list[dict[str, Any]]:
     kept = [record for (topic, _), kept in log.records.items() if topic == "public.t" for record in kept]
     return [json.loads(record.value) for record in kept if record.value is not None]

@@ -46,6 +46,25 @@ def test_schemas_are_the_same_whether_or_not_numbers_are_known() -> None:
     assert (known, known.digest) == (unknown, unknown.digest)
 
 
+def test_a_table_that_looks_again_as_it_did_has_another_version() -> None:
+    writer, history = MemoryWriter({}), SchemaHistory("shop")
+    one, two = schema(column("a")), schema(column("a"), column("b"))
+    for number, look in enumerate((one, two, one), 1):
+        assert history.version(look) is None
+        assert history.record(look, writer, {"epoch": 1, "commit": 10 * number}, number) == number
+        assert history.version(look) == number
+    records = [json.loads(record.value or b"") for record in writer.log[schemas_topic("shop"), 0]]
+    assert [record["changed"] for record in records] == [["first seen"], ["added column b text"], ["dropped column b"]]
+    assert (history.seen(one), history.seen(two), history.seen(schema(column("x")))) == (3, 2, None)
+    for commit, found in ((5, 1), (10, 1), (19, 1), (20, 2), (30, 3), (99, 3)):
+        again = SchemaHistory.load("shop", records)
+        assert again.begin("public.t", (1, commit)) == (one, two, one)[found - 1]
+        for number, look in list(enumerate((one, two, one), 1))[found - 1 :]:
+            assert again.version(look) == number
+        assert again.version(two) is None
+    assert SchemaHistory.load("shop", records).begin("public.u", (1, 99)) is None
+
+
 def test_names_that_change_again_are_followed_back() -> None:
     history = SchemaHistory("shop")
     writer = MemoryWriter({})
