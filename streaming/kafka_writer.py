@@ -81,6 +81,7 @@ class KafkaWriter:
         # Partitions that have acknowledged a record, for records of these times; and those that were sent one since.
         self._known: defaultdict[str, Collection[int]] = defaultdict(frozenset)
         self._known_from_us = self._known_until_us = 0
+        self._known_by_s = 0.0
         self._introduced: set[tuple[str, int]] = set()
         self._failure: LogError | None = None
         self._last_problem: KafkaError | None = None
@@ -118,12 +119,15 @@ class KafkaWriter:
         """
         if partition is None:  # chosen here, so that no partition that is added meanwhile is a stranger
             partition = murmur2(key or b"", self._counts.get(topic) or self.partitions(topic))
-        if partition not in self._known[topic] or not self._known_from_us <= timestamp_us < self._known_until_us:
+        is_known = partition in self._known[topic] and self._known_from_us <= timestamp_us < self._known_until_us
+        if not is_known:
             self._introduce(topic, partition, timestamp_us)
         try:
             self._produce(topic, value, key, partition, timestamp=timestamp_us // 1000 or 1)
         except (BufferError, KafkaException):
             self._send_patiently(topic, key, value, timestamp_us // 1000 or 1, partition)
+        if not is_known:  # a record that was refused introduces nobody
+            self._introduced.add((topic, partition))
         if value is not None and len(value) > _ALONE_BYTES:
             self.flush()
 
@@ -145,8 +149,11 @@ class KafkaWriter:
         if self._failure is not None:
             raise self._failure
         for topic, partition in self._introduced:
-            self._known[topic] = frozenset((*self._known[topic], partition))
+            if partition not in self._known[topic]:
+                self._known[topic] = frozenset((*self._known[topic], partition))
         self._introduced.clear()
+        if time.monotonic() > self._known_by_s:  # times of records may stand still
+            self._forget()
 
     def tails(self, topic: str, records: int = 2) -> Mapping[int, Sequence[Record]]:
         """The last `records` records of each partition, oldest first; no entry for an empty partition or topic.
@@ -176,12 +183,15 @@ class KafkaWriter:
         if abs(timestamp_us - now_us) >= _REMEMBERED_US:
             self._go_one_by_one()
         elif not self._known_from_us <= timestamp_us < self._known_until_us:
-            self._known.clear()
+            self._forget()
             self._known_from_us, self._known_until_us = now_us - _REMEMBERED_US, now_us + _REMEMBERED_US
         if (topic, partition) in self._introduced:
             self.flush()
-        elif partition not in self._known[topic]:
-            self._introduced.add((topic, partition))
+
+    def _forget(self) -> None:
+        """Every partition is a stranger again."""
+        self._known.clear()
+        self._known_by_s = time.monotonic() + _REMEMBERED_US / 1e6
 
     def _go_one_by_one(self) -> None:
         """From now on with one request under way. Raises LogError."""

@@ -200,11 +200,12 @@ class _Attempt:
         self._sink = sink
         if checkpoint:
             sink.position = checkpoint.commit
+        before: dict[str, TableSchema | None] = {}
+        if checkpoint:  # of a table that is gone by now something may be streamed again
+            place = checkpoint.epoch, checkpoint.commit
+            before = {name: history.begin(name, place) for name in checkpoint.tables}
         for schema in schemas:
-            before = None
-            if checkpoint and schema.name in checkpoint.tables:
-                before = history.begin(schema.name, (checkpoint.epoch, checkpoint.commit))
-            sink.schema(before or schema)
+            sink.schema(before.get(schema.name) or schema)
         if anew:  # places of another history, or of this one after it was reset, are not to be compared
             sink.epoch = max(_last_epoch(system, writer), sink.logged_epoch) + 1
         known = checkpoint.tables if checkpoint else {}

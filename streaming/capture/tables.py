@@ -126,9 +126,9 @@ class SchemaHistory:
 
     def begin(self, table: str, place: tuple[int, int]) -> TableSchema | None:
         """Go on from that place (epoch, commit) of the stream: how the table looked there, None if it was not known."""
-        before = sum(1 for known in self._places.get(table, ()) if known <= place)
         if table in self.versions:
-            self._current[table] = max(before, 1)
+            reached = [number for number, known in enumerate(self._places[table], 1) if known <= place]
+            self._current[table] = max(reached, default=1)
         return self.current(table)
 
     def current(self, table: str) -> TableSchema | None:
@@ -142,8 +142,11 @@ class SchemaHistory:
         It is the current one, or one that was recorded before the stream was taken up again further back.
         """
         known, digest = self.versions.get(schema.name, []), schema.digest
-        for number in range(self._current.get(schema.name, len(known)), len(known) + 1):
-            if number and known[number - 1].digest == digest:
+        current = self._current.get(schema.name, len(known))
+        for number in range(max(current, 1), len(known) + 1):
+            if known[number - 1].digest == digest:
+                if number > current:  # what was renamed on the way is told there
+                    self._renamed.pop(schema.name, None)
                 self._current[schema.name] = number
                 return number
         return None

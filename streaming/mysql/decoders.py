@@ -51,12 +51,14 @@ class Column:
 class Images:
     """The decoders of one table's row images, by their pattern of nulls."""
 
-    def __init__(self, columns: Sequence[Column], key: Sequence[int], memos: dict[tuple[Any, ...], Memo]) -> None:
+    def __init__(
+        self, columns: Sequence[Column], key: Sequence[int], memos: dict[tuple[Any, ...], Memo], *, hidden: int = 0
+    ) -> None:
         """`key`: the places of the key's columns in key order. `memos` are shared by all tables of a source.
 
-        Raises Unreadable.
+        `hidden`: so many of the last columns are in no row. Raises Unreadable.
         """
-        self._columns, self._key, self._memos = columns, key, memos
+        self._columns, self._key, self._memos, self._hidden = columns, key, memos, hidden
         self.null_bytes = (len(columns) + 7) // 8
         self.patterns: dict[bytes, Image] = {}
         self.pattern(bytes(self.null_bytes))
@@ -65,7 +67,7 @@ class Images:
         """The decoder for images whose null bitmap is this; made when it is first asked for."""
         if len(self.patterns) >= _PATTERNS:
             self.patterns.clear()
-        made = self.patterns[nulls] = _Writer(self._columns, self._key, self._memos).image(nulls)
+        made = self.patterns[nulls] = _Writer(self._columns, self._key, self._memos).image(nulls, self._hidden)
         return made
 
 
@@ -79,7 +81,7 @@ class _Writer:
         # What is fixed in length and not unpacked yet: codes of struct, and the names of what they give.
         self._codes, self._targets = "", list[str]()
 
-    def image(self, nulls: bytes) -> Image:
+    def image(self, nulls: bytes, hidden: int) -> Image:
         null = [bool(nulls[place >> 3] >> (place & 7) & 1) for place in range(len(self._columns))]
         pending: list[str] = []
         for place, column in enumerate(self._columns):
@@ -87,9 +89,9 @@ class _Writer:
                 self._value(place, column, pending)
         self._unpack()
         self._lines += pending
-        body = _object(self._columns, range(len(null)), null)
-        self._lines.append(f"return p, {self._format(_object(self._columns, self._key, null), self._key, null)}, "
-                           f"{self._format(body, range(len(null)), null)}")  # fmt: skip
+        shown = range(len(null) - hidden)
+        key, row = (_object(self._columns, places, null) for places in (self._key, shown))
+        self._lines.append(f"return p, {self._format(key, self._key, null)}, {self._format(row, shown, null)}")
         source = "def image(d, p):\n    " + "\n    ".join(self._lines)
         made: Image = _compiled(source, self._names, "image")
         return made

@@ -6,8 +6,10 @@ binlog_row_metadata=FULL; they are those of the very rows that follow, which the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from streaming.mysql.charsets import Decode
 from streaming.mysql.types import FIXED_BINARIES, GEOMETRIES, ColumnType
@@ -28,6 +30,7 @@ _META_BYTES = {
 _NUMERIC = (TINY, SHORT, INT24, LONG, LONGLONG, FLOAT, DOUBLE, NEWDECIMAL, YEAR)
 _CHARACTER = (STRING, VAR_STRING, VARCHAR, BLOB, BLOB_COMPRESSED, VARCHAR_COMPRESSED)
 _BINARY_COLLATION = 63
+_HASH = re.compile(r"DB_ROW_HASH_\d+")
 _INTEGER_KINDS = {TINY: "tinyint", SHORT: "smallint", INT24: "mediumint", LONG: "int", LONGLONG: "bigint"}
 _FRACTIONAL_KINDS = {TIMESTAMP2: "timestamp", DATETIME2: "datetime", TIME2: "time"}
 _PLAIN_KINDS = {YEAR: "year", DATE: "date", JSON: "json", OLD_TIMESTAMP: "timestamp of an old format",
@@ -58,6 +61,12 @@ class TableMap:
     columns: tuple[LogColumn, ...]
     key: tuple[int, ...]
     named: bool
+
+    @property
+    def hidden(self) -> int:
+        """How many of the last columns are the server's own: it hashes what a unique key is too long for."""
+        own = takewhile(lambda column: column.code == LONGLONG and _HASH.fullmatch(column.name), self.columns[::-1])
+        return sum(1 for _ in own)
 
     @property
     def name(self) -> str:

@@ -95,7 +95,7 @@ class Tables:
             for column, kind in zip(mapped.columns, types, strict=True)
         ]
         try:
-            images = Images(columns, mapped.key, self._memos)
+            images = Images(columns, mapped.key, self._memos, hidden=mapped.hidden)
         except Unreadable as error:
             raise Halt(
                 f"{name}: {error}",
@@ -107,7 +107,8 @@ class Tables:
     @staticmethod
     def _schema(name: str, mapped: TableMap, types: list[ColumnType]) -> TableSchema:
         schema, _, table = name.partition(".")
-        columns = [(c.name, kind, c.nullable) for c, kind in zip(mapped.columns, types, strict=True)]
+        shown = len(types) - mapped.hidden
+        columns = [(c.name, kind, c.nullable) for c, kind in zip(mapped.columns[:shown], types[:shown], strict=True)]
         return table_schema(schema, table, columns, [mapped.columns[place].name for place in mapped.key])
 
     def _hints_for(self, name: str, mapped: TableMap) -> Mapping[str, ColumnType]:

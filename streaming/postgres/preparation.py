@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -254,9 +254,10 @@ class Preparation:
         end = end_of_log(self.query)
         return Look(measured(self.query, slot, end), tables, end)
 
-    def end(self) -> int:
-        """Where the server's log ends by now. Raises Retryable."""
-        return end_of_log(self.query)
+    def looks(self, names: Collection[str]) -> tuple[Sequence[TableSchema], int]:
+        """How these tables look, of those that are there, and where the log ends after that. Raises Retryable."""
+        schemas = [self.catalog.schema(self.query, one)[0] for one in self._named(names).values()]
+        return schemas, end_of_log(self.query)
 
     def _look_at_refused(self, tables: Mapping[str, Description]) -> None:
         """Raises Retryable for one that can be captured by now."""

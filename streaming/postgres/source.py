@@ -100,8 +100,8 @@ class PostgresSource:
         assert prepared is not None, "prepare comes second"
         now = max(prepared.slot.confirmed, found.identity.position)
         position = int(checkpoint.resume["lsn"]) if checkpoint else now
-        watch = Watch(sink, prepared.marks, prepared.due, self._say)
-        watch.were_found(prepared.schemas, preparation.end())
+        watch = Watch(sink, prepared.marks, prepared.due, preparation.looks, self._say)
+        watch.ask(one.name for one in prepared.schemas)
         relations = Relations(
             preparation.query,
             preparation.copy_out,

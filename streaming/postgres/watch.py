@@ -10,7 +10,7 @@ type. What there was goes into the checkpoint, so that it is noticed after a res
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,22 +101,31 @@ def _relabelled(known: Mark, column: Column) -> bool:
 class Watch:
     """What is known about the tables, at the position up to which everything was handed over."""
 
-    def __init__(self, sink: Sink, marks: Marks, due: Mapping[str, Due], say: Callable[[str], None]) -> None:
-        """`due`: tables to read anew."""
+    def __init__(
+        self,
+        sink: Sink,
+        marks: Marks,
+        due: Mapping[str, Due],
+        look: Callable[[Collection[str]], tuple[Sequence[TableSchema], int]],
+        say: Callable[[str], None],
+    ) -> None:
+        """`due`: tables to read anew. `look`: how tables look, and the log's end after that was asked."""
         self.marks = marks
         self._sink, self._say = sink, say
         self._due = dict(due)
         self._without_identity: tuple[str, ...] = ()
-        self._read: deque[tuple[int, TableSchema]] = deque()
-        self._altered: dict[str, TableSchema] = {}
-        self._altered_by = 0
+        self._look = look
+        # Tables that may look different from what the stream has told; how they were found, by which position.
+        self._unsure: deque[str] = deque()
+        self._found: dict[str, TableSchema] = {}
+        self._found_by = 0
         self.resume: Mapping[str, Any] = {}
         self._keep()
 
     @property
     def waits(self) -> bool:
         """Whether something happens at the next position."""
-        return bool(self._due or self._read or self._altered)
+        return bool(self._due or self._unsure or self._found)
 
     def reach(self, position: int) -> None:
         """Everything before the position was handed over."""
@@ -125,35 +134,37 @@ class Watch:
             self.marks[name] = due.mark
             self._keep()
             self._sink.reread(name, emptied=due.emptied)
-        found = []
-        while self._read and self._read[0][0] < position:
-            found.append(self._read.popleft()[1])
-        if self._altered and self._altered_by <= position:
-            found += self._altered.values()
-            self._altered.clear()
-        for schema in found:
-            table = self._sink.tables.get(schema.name)
-            if table is None or table.schema != schema:
-                self._sink.schema(schema)
+        if self._found and self._found_by <= position:
+            found, self._found = self._found, {}
+            for name, schema in found.items():
+                if name in self._sink.tables and self._sink.tables[name].schema != schema:
+                    self._sink.schema(schema)
+        if self._unsure and not self._found:
+            names = {self._unsure.popleft() for _ in range(len(self._unsure))}
+            schemas, self._found_by = self._look(names)
+            self._found = {one.name: one for one in schemas}
 
     def announced(self, oid: int, name: str) -> None:
-        """The stream has changes of the table with this oid, which has this name there; it said how it looks."""
-        self._altered.pop(name, None)
+        """The stream has changes of the table with this oid, which has this name there, and said how it looked there.
+
+        That may be older than what was found, or newer.
+        """
+        if self._found.pop(name, None) is not None:
+            self._unsure.append(name)
         for known in [known for known, mark in self.marks.items() if mark["oid"] == oid and known != name]:
             self._say(f"{known} was renamed to {name}: what happens to it is not captured any more")
             del self.marks[known]
             self._keep()
 
     def was_read(self, name: str, chunk: Chunk) -> None:
-        """A chunk found the table as it says; the stream has to know of it before its rows go out. From any thread."""
+        """A chunk found the table as it says. From any thread."""
         table = self._sink.tables.get(name)
         if chunk.schema is not None and (table is None or table.schema != chunk.schema):
-            self._read.append((chunk.high, chunk.schema))
+            self._unsure.append(name)
 
-    def were_found(self, schemas: Iterable[TableSchema], position: int) -> None:
-        """So the tables look by this position, which is still to come, unless the stream tells until then."""
-        self._altered = {one.name: one for one in schemas if self._sink.tables[one.name].schema != one}
-        self._altered_by = position
+    def ask(self, names: Iterable[str]) -> None:
+        """Find out how these tables look, whether rows of them are streamed or not."""
+        self._unsure.extend(names)
 
     def compare(self, wanted: Iterable[str], found: Mapping[str, Description], position: int) -> None:
         """Against what there is now, at this position of the server. Raises Retryable for what `prepare` mends."""
@@ -188,6 +199,7 @@ class Watch:
             self._say(f"{name} was dropped or renamed: captured are the others (docs/runbooks/postgresql_tables.md)")
 
     def _differs(self, name: str, one: Description, position: int) -> None:
+        self.ask([name])
         anew = to_read_anew(self.marks[name], one, position)
         if anew is None:
             self.marks[name] = remembering(self.marks[name], one.mark)

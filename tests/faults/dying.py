@@ -60,9 +60,9 @@ def in_chunk() -> None:
 
     read = Sink.read
 
-    def dying(self: Sink, table: Any, rows: Any, commit: int) -> int:
+    def dying(self: Sink, table: Any, rows: Any, *more: Any) -> int:
         chunk = list(rows)
-        read(self, table, chunk[: len(chunk) // 2], commit)
+        read(self, table, chunk[: len(chunk) // 2], *more)
         self.writer.flush()
         _die()
 

@@ -27,6 +27,7 @@ from memory_writer import Log, changes, fold
 from stack_servers import started
 
 from headwater.stack.server import Server
+from streaming.mysql.looks import Looks
 
 ORDERS = "CREATE TABLE orders (id int PRIMARY KEY, v varchar(20), n int DEFAULT 0)"
 
@@ -175,6 +176,51 @@ def test_what_happened_while_it_was_stopped_is_recorded_in_its_order(server: Ser
         if not crashed:  # all but the versions is lost, and comes again
             kept = "capture.shop.schemas", 0
             log.update({at: [] for at in log if at != kept} | {**before, kept: log[kept]})
+
+
+def test_a_look_that_was_not_learnt_before_it_was_killed_is_learnt_then(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: Log = {}
+    with Shop(server) as shop:
+        fresh_database(shop, [ORDERS])
+        capture_once(server, log, "orders")
+        shop.run("ALTER TABLE orders ADD w int")
+    with monkeypatch.context() as patched:
+        patched.setattr(Looks, "learn", lambda *_: iter(()))
+        capture_once(server, log, "orders")
+    assert len(schema_versions(log)) == 1
+    for _ in range(2):
+        with capturing(server, log, "orders"):
+            wait_for("its look", lambda: len(schema_versions(log)) == 2 or None, within_s=PATIENCE_S)
+    assert schema_versions(log)[1]["changed"] == ["added column w int"]
+
+
+def test_what_is_streamed_again_adds_no_versions(server: Server) -> None:
+    """Of a table that is gone by then, and of columns that were renamed."""
+    log: Log = {}
+    with Shop(server) as shop:
+        fresh_database(shop, [ORDERS, ORDERS.replace("orders", "gone")])
+        capture_once(server, log, "orders", "gone")
+        before = {at: list(kept) for at, kept in log.items()}
+        for table in ("orders", "gone"):
+            shop.run(f"INSERT INTO {table} (id) VALUES (1)", f"ALTER TABLE {table} RENAME COLUMN v TO w")
+            shop.run(f"INSERT INTO {table} (id) VALUES (2)", f"ALTER TABLE {table} ADD v int")
+            shop.run(f"INSERT INTO {table} (id) VALUES (3)")
+        capture_once(server, log, "orders", "gone")
+        recorded = len(schema_versions(log))
+        assert recorded == 6
+        shop.run("DROP TABLE gone")
+        kept = "capture.shop.schemas", 0
+        for _ in range(2):
+            log.update({at: [] for at in log if at != kept} | {**before, kept: log[kept]})
+            before = {at: list(found) for at, found in before.items()}
+            capture_once(server, log, "orders", "gone")
+            assert len(schema_versions(log)) == recorded
+        log.update({at: [] for at in log if at != kept} | {**before, kept: log[kept]})
+        shop.run("ALTER TABLE orders ADD z int", "INSERT INTO orders (id) VALUES (4)")
+    capture_once(server, log, "orders", "gone")
+    assert schema_versions(log)[-1]["changed"] == ["added column z int"]
 
 
 def test_a_renamed_column_is_told_from_a_dropped_and_an_added_one(server: Server) -> None:

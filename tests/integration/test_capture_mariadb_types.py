@@ -209,15 +209,24 @@ def test_the_log_and_the_dictionary_say_the_same_of_every_column(server: Server)
     columns = ", ".join(f"c{n} {kind}" for n, (kind, _, _) in enumerate(CASES))
     log: Log = {}
     with Shop(server) as shop:
-        fresh_database(shop, [f"CREATE TABLE wide (id int PRIMARY KEY, {columns}, CHECK (id > 0))"])
-        capture_once(server, log, "wide")
-        shop.run("INSERT INTO wide (id) VALUES (1)")
-        capture_once(server, log, "wide")
+        # A unique key that is too long is kept as a hash, in a column that the log has and the dictionary has not.
+        hashed = "id int PRIMARY KEY, v text, w text, UNIQUE (v), UNIQUE (w)"
+        made = {"wide": f"id int PRIMARY KEY, {columns}, CHECK (id > 0)", "hashed": hashed}
+        fresh_database(shop, [f"CREATE TABLE {name} ({what})" for name, what in made.items()])
+        capture_once(server, log, *made)
+        for number in (1, 2):
+            shop.run(*(f"INSERT INTO {name} (id) VALUES ({number})" for name in made))
+            capture_once(server, log, *made)
+        shop.run("INSERT INTO hashed VALUES (3, 'a', 'b')")
+        capture_once(server, log, *made)
         words = shop.run(
-            "SELECT COLUMN_TYPE FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = 'shop' ORDER BY ORDINAL_POSITION"
+            "SELECT COLUMN_TYPE FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = 'shop' AND TABLE_NAME = 'wide' "
+            "ORDER BY ORDINAL_POSITION"
         )
-    versions = [json.loads(record.value or b"") for record in log[("capture.shop.schemas", 0)]]
-    assert len(versions) == 1
+    recorded = [json.loads(record.value or b"") for record in log[("capture.shop.schemas", 0)]]
+    versions = [found for found in recorded if found["table"] == "wide"]
+    assert len(recorded) == 2
+    assert fold(log, topic("shop.hashed"))[b'{"id":3}'] == {"id": 3, "v": "a", "w": "b"}
     assert [column["type"] for column in versions[0]["columns"]] == [str(parse_type(word)) for (word,) in words]
 
 

@@ -14,6 +14,7 @@ from postgres_capture import QUICK, SETTINGS, Connector, Database, capturing, sa
 from stack_servers import started
 
 from headwater.stack.server import Server
+from streaming.postgres.chunks import ChunkReader
 from streaming.postgres.pgoutput import parse_lsn
 
 _NUMBERS = itertools.count()
@@ -167,6 +168,60 @@ def test_what_happened_while_it_was_stopped_is_recorded_in_its_order(db: Databas
     inserted.sort(key=lambda change: change["source"]["headwater"]["commit"])
     assert [change["source"]["headwater"]["schema"] for change in inserted] == [2, 3, 4]
     assert ["w" in change["after"] for change in inserted] == [True, True, False]
+
+
+def test_the_look_of_now_is_recorded_whatever_was_streamed_before_it(db: Database) -> None:
+    altered = {
+        "idle": "ALTER TABLE t ADD y int",
+        "with_a_row_before": "INSERT INTO t VALUES (1000); ALTER TABLE t ADD y int",
+        "back": "ALTER TABLE t ADD y int; INSERT INTO t VALUES (1000); ALTER TABLE t DROP y",
+        "unaltered": "INSERT INTO t VALUES (1000)",
+    }
+    for table in altered:
+        _make(db, table)
+    wanted = {table: ["first seen", "added column y integer"] for table in altered}
+    wanted |= {"back": [*wanted["back"], "dropped column y"], "unaltered": ["first seen"]}
+    with capturing(db, *altered) as connector:
+        connector.caught_up()
+    for table, statements in altered.items():
+        db(statements.replace("TABLE t", f"TABLE {table}").replace("INTO t", f"INTO {table}"))
+    for _ in range(2):  # started again it has nothing to add
+        with capturing(db, *altered, log=connector.log) as connector:
+            connector.caught_up()
+            for table, phrases in wanted.items():
+                wait_until(lambda: len(connector.schemas(table)) == len(phrases), f"the looks of {table}")  # noqa: B023
+            source = connector.source
+            wait_until(lambda: source._streaming and not source._opened.watch.waits, "all is told")  # noqa: B023
+        assert {
+            table: [phrase for one in connector.schemas(table) for phrase in one["changed"]] for table in altered
+        } == wanted
+
+
+def test_a_look_that_a_chunk_found_is_not_told_after_a_newer_one(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ALTER that waited for the chunk's lock, and a row, come between the chunk's end and its watermark."""
+    _make(db, "t")
+    watermark, late = ChunkReader._watermark, ["ALTER TABLE t ADD c int; INSERT INTO t VALUES (1000, 'n', 7, 8)"]
+
+    def altered(self: ChunkReader, connection: Any) -> Any:
+        if armed and late:
+            db(late.pop())
+        return watermark(self, connection)
+
+    armed: list[bool] = []
+    monkeypatch.setattr(ChunkReader, "_watermark", altered)
+    with capturing(db, "t") as connector:
+        connector.caught_up()
+        db("ALTER TABLE t ADD b int")
+        armed.append(True)
+        connector.capture.resnapshot("t")
+        wait_until(lambda: not late, "a chunk")
+        connector.caught_up()
+        db("INSERT INTO t VALUES (1001, 'n', 7, 8)")
+        connector.caught_up()
+    columns = {one["version"]: {column["name"] for column in one["columns"]} for one in connector.schemas("t")}
+    for change in connector.changes("t"):
+        assert set(change["after"]) == columns[change["source"]["headwater"]["schema"]]
+    assert connector.schemas("t")[-1]["changed"] != ["dropped column c"]
 
 
 def test_partitions_come_and_go_with_their_rows(db: Database) -> None:

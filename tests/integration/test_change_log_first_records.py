@@ -23,6 +23,7 @@ from streaming import kafka_writer
 from streaming.kafka_config import TopicShape, parse_log_url
 from streaming.kafka_log import KafkaLog
 from streaming.kafka_writer import KafkaWriter
+from streaming.log_writer import RecordTooLargeError
 
 TOPIC = "refused"
 _FORGOTTEN_MS = 1_000
@@ -175,6 +176,32 @@ def test_nor_that_of_one_whose_records_are_so_old_that_the_broker_forgets_it_at_
     send_apart(writer, b"first", b"second", time_us=1_000)
     assert gate.refused == refused + 1
     assert values(gate) == [*before, "now", "old", "first", "second"]
+
+
+def test_nor_that_of_one_whose_records_times_stand_still(
+    gate: Gate, writer: KafkaWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_writer, "_REMEMBERED_US", _FORGOTTEN_MS * 500)
+    before, refused, now_us = values(gate), gate.refused, time.time_ns() // 1_000
+    send_apart(writer, b"known", time_us=now_us)
+    time.sleep(2 * _FORGOTTEN_MS / 1_000)
+    writer.flush()  # as a connector does that has nothing to send
+    gate.refuse_next()
+    send_apart(writer, b"first", b"second", time_us=now_us + 1_000)
+    assert gate.refused == refused + 1
+    assert values(gate) == [*before, "known", "first", "second"]
+
+
+def test_nor_that_of_one_whose_very_first_was_too_large_to_be_sent(gate: Gate, writer: KafkaWriter) -> None:
+    before, refused, now_us = values(gate), gate.refused, time.time_ns() // 1_000
+    with pytest.raises(RecordTooLargeError) as found:
+        writer.send(TOPIC, b"k", bytes(64 << 20), now_us)
+    assert not found.value.spent
+    writer.flush()
+    gate.refuse_next()
+    send_apart(writer, b"first", b"second")
+    assert gate.refused == refused + 1
+    assert values(gate) == [*before, "first", "second"]
 
 
 def test_of_a_later_record_that_was_refused_the_broker_sees_that_it_is_missing(gate: Gate, writer: KafkaWriter) -> None:
