@@ -63,10 +63,10 @@ class TableMap:
     named: bool
 
     @property
-    def hidden(self) -> int:
-        """How many of the last columns are the server's own: it hashes what a unique key is too long for."""
-        own = takewhile(lambda column: column.code == LONGLONG and _HASH.fullmatch(column.name), self.columns[::-1])
-        return sum(1 for _ in own)
+    def hashes(self) -> tuple[str, ...]:
+        """The last columns, from behind, if they look like those in which MariaDB hashes what is too long for a key."""
+        found = takewhile(lambda column: column.code == LONGLONG and _HASH.fullmatch(column.name), self.columns[::-1])
+        return tuple(column.name for column in found)
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from streaming.capture.errors import Halt
@@ -94,21 +95,27 @@ class Tables:
             Column(column, kind, decoder(kind.charset or "utf8mb4"))
             for column, kind in zip(mapped.columns, types, strict=True)
         ]
+        hidden = self._hidden(name, mapped)
         try:
-            images = Images(columns, mapped.key, self._memos, hidden=mapped.hidden)
+            images = Images(columns, mapped.key, self._memos, hidden=hidden)
         except Unreadable as error:
             raise Halt(
                 f"{name}: {error}",
                 "ALTER TABLE ... FORCE writes an old table anew; or leave the table out",
                 "mariadb_unreadable_column",
             ) from None
-        return Followed(self._schema(name, mapped, types), images, is_clock)
+        return Followed(self._schema(name, mapped, types[: len(types) - hidden]), images, is_clock)
+
+    def _hidden(self, name: str, mapped: TableMap) -> int:
+        """How many of the last columns are the server's own, which the dictionary does not know."""
+        found = self._dictionary.describe(self._connection, name) if mapped.hashes else None
+        own = takewhile(lambda column: found is None or column not in found.by_name, mapped.hashes)
+        return sum(1 for _ in own)
 
     @staticmethod
     def _schema(name: str, mapped: TableMap, types: list[ColumnType]) -> TableSchema:
         schema, _, table = name.partition(".")
-        shown = len(types) - mapped.hidden
-        columns = [(c.name, kind, c.nullable) for c, kind in zip(mapped.columns[:shown], types[:shown], strict=True)]
+        columns = [(c.name, kind, c.nullable) for c, kind in zip(mapped.columns, types, strict=False)]
         return table_schema(schema, table, columns, [mapped.columns[place].name for place in mapped.key])
 
     def _hints_for(self, name: str, mapped: TableMap) -> Mapping[str, ColumnType]:

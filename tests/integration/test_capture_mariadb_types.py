@@ -211,13 +211,17 @@ def test_the_log_and_the_dictionary_say_the_same_of_every_column(server: Server)
     with Shop(server) as shop:
         # A unique key that is too long is kept as a hash, in a column that the log has and the dictionary has not.
         hashed = "id int PRIMARY KEY, v text, w text, UNIQUE (v), UNIQUE (w)"
-        made = {"wide": f"id int PRIMARY KEY, {columns}, CHECK (id > 0)", "hashed": hashed}
+        made = {
+            "wide": f"id int PRIMARY KEY, {columns}, CHECK (id > 0)",
+            "hashed": hashed,
+            "like_it": f"{hashed}, DB_ROW_HASH_1 bigint unsigned",
+        }
         fresh_database(shop, [f"CREATE TABLE {name} ({what})" for name, what in made.items()])
         capture_once(server, log, *made)
         for number in (1, 2):
             shop.run(*(f"INSERT INTO {name} (id) VALUES ({number})" for name in made))
             capture_once(server, log, *made)
-        shop.run("INSERT INTO hashed VALUES (3, 'a', 'b')")
+        shop.run("INSERT INTO hashed VALUES (3, 'a', 'b')", "INSERT INTO like_it VALUES (3, 'a', 'b', 4)")
         capture_once(server, log, *made)
         words = shop.run(
             "SELECT COLUMN_TYPE FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = 'shop' AND TABLE_NAME = 'wide' "
@@ -225,8 +229,9 @@ def test_the_log_and_the_dictionary_say_the_same_of_every_column(server: Server)
         )
     recorded = [json.loads(record.value or b"") for record in log[("capture.shop.schemas", 0)]]
     versions = [found for found in recorded if found["table"] == "wide"]
-    assert len(recorded) == 2
+    assert len(recorded) == len(made)
     assert fold(log, topic("shop.hashed"))[b'{"id":3}'] == {"id": 3, "v": "a", "w": "b"}
+    assert fold(log, topic("shop.like_it"))[b'{"id":3}'] == {"id": 3, "v": "a", "w": "b", "DB_ROW_HASH_1": 4}
     assert [column["type"] for column in versions[0]["columns"]] == [str(parse_type(word)) for (word,) in words]
 
 
