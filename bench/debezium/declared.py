@@ -23,6 +23,7 @@ def undeclared(found: Iterable[Found]) -> list[Found]:
 
 
 def unseen(found: Sequence[Found], database: str) -> list[Difference]:
-    """What is declared for that database, and is not among what was found there."""
-    declared = [difference for difference in DIFFERENCES if difference.database in ("", database)]
+    """What is declared for that database to occur always, and is not among what was found there."""
+    always = [difference for difference in DIFFERENCES if not difference.sometimes]
+    declared = [difference for difference in always if difference.database in ("", database)]
     return [difference for difference in declared if not any(difference.explains(each) for each in found)]

@@ -18,6 +18,7 @@ class Difference:
     """`subjects`: column types or fields' paths; `values`: SQL, empty for every one; `ops`: empty for every one.
 
     `database` empty: on both. `wrote`: a regular expression for all of what we wrote, where the words leave it open.
+    `sometimes`: it depends on the moment whether it occurs.
     """
 
     subjects: Sequence[str]
@@ -29,6 +30,7 @@ class Difference:
     ops: str = ""
     tables: Sequence[str] = ()
     wrote: str = ""
+    sometimes: bool = False
 
     def explains(self, found: Found) -> bool:
         """Whether this is the difference that was found."""

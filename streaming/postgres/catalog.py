@@ -6,6 +6,7 @@ wait for whoever holds a lock on it, and the stream with them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -15,6 +16,9 @@ from streaming.postgres.pgoutput import Relation
 from streaming.postgres.types import ColumnType, TypeCatalog
 
 __all__ = ["Catalog", "Column", "Description", "Leaf", "Mark", "Query"]
+
+# Of an altered table, when its first change arrives: together longer than a commit takes to be seen.
+_LOOKS, _BETWEEN_LOOKS_S = 10, 0.02
 
 Query = Callable[[str, Sequence[Any]], Sequence[tuple[Any, ...]]]
 """Runs a statement with parameters; its rows."""
@@ -228,7 +232,7 @@ class Catalog:
         A relation message says which columns there were then, but not which of them may be null or make the primary
         key: that is asked of the catalog, which may be ahead, and is taken where it still fits.
         """
-        now = self.described(query, relation.oid)
+        now = self._fitting(query, relation)
         kinds = self._types.types(query, [(column.type_oid, column.typmod) for column in relation.columns])
         if now is not None:
             not_null = {column.name for column in now.columns if column.not_null}
@@ -242,6 +246,16 @@ class Catalog:
         )
         key = _key(relation, now.key if now else (), known.key if known else ())
         return TableSchema(relation.schema, relation.table, columns, key), kinds
+
+    def _fitting(self, query: Query, relation: Relation) -> Description | None:
+        """The table as it is now. A transaction may be streamed moments before others see it: then, asked again."""
+        told = {(column.name, column.type_oid) for column in relation.columns}
+        for _ in range(_LOOKS):
+            now = self.described(query, relation.oid)
+            if now is None or told <= {(column.name, column.type_oid) for column in now.columns}:
+                break
+            time.sleep(_BETWEEN_LOOKS_S)
+        return now
 
     def key_types(self, query: Query, found: Description) -> list[str]:
         """Names of the key's types without lengths: a cast to varchar(3) would cut, one to char(3) pad."""

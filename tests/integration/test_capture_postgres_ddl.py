@@ -120,15 +120,19 @@ def test_each_schema_is_recorded_with_what_changed(db: Database) -> None:
     _make(db, "t")
     with capturing(db, "t") as connector:
         connector.caught_up()
-        for statement in (
-            "ALTER TABLE t ADD w numeric(12,2)",
-            "ALTER TABLE t ALTER w TYPE numeric(14,2)",
-            "ALTER TABLE t DROP v",
-            "ALTER TABLE t RENAME w TO v",
-            "ALTER TABLE t ADD w int; ALTER TABLE t RENAME v TO x; ALTER TABLE t RENAME w TO v",
+        for number, statement in enumerate(
+            (
+                "ALTER TABLE t ADD w numeric(12,2)",
+                "ALTER TABLE t ALTER w TYPE numeric(14,2)",
+                "ALTER TABLE t DROP v",
+                "ALTER TABLE t RENAME w TO v",
+                "ALTER TABLE t ADD w int; ALTER TABLE t RENAME v TO x; ALTER TABLE t RENAME w TO v",
+            ),
+            2,
         ):
             db(f"{statement}; INSERT INTO t VALUES ((SELECT max(id) + 1 FROM t))")
             connector.caught_up()
+            wait_until(lambda: len(connector.schemas("t")) >= number, "its version")  # noqa: B023
     found = connector.schemas("t")
     assert [one["changed"] for one in found] == [
         ["first seen"],
