@@ -209,6 +209,8 @@ def test_what_is_streamed_again_adds_no_versions(server: Server) -> None:
             shop.run(f"INSERT INTO {table} (id) VALUES (3)")
         capture_once(server, log, "orders", "gone")
         recorded = len(schema_versions(log))
+        told = [version["changed"] for version in schema_versions(log) if version["table"] == "orders"]
+        assert told == [["first seen"], ["renamed column v to w"], ["added column v int"]]
         assert recorded == 6
         shop.run("DROP TABLE gone")
         kept = "capture.shop.schemas", 0
