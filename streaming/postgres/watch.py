@@ -5,6 +5,9 @@ key, and a partition that comes or goes with rows, or loses them: none of it is 
 a table is emptied in the log and read anew, once the stream has passed the moment at which it was noticed. So is, but
 without being emptied, one whose columns got other values: a column added with a default, renamed, or given another
 type. What there was goes into the checkpoint, so that it is noticed after a restart too.
+
+How a table looks is told by the stream before its next change. Where none may follow, the catalog is asked, and the
+answer counts when the stream has come to where the log ended then, if it has told nothing of the table meanwhile.
 """
 
 from __future__ import annotations

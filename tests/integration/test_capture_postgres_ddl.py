@@ -201,6 +201,16 @@ def test_the_look_of_now_is_recorded_whatever_was_streamed_before_it(db: Databas
         } == wanted
 
 
+def test_an_altered_table_is_known_without_a_row_of_it(db: Database) -> None:
+    _make(db, "t")
+    with capturing(db, "t") as connector:
+        connector.caught_up()
+        wait_until(lambda: not connector.source._opened.watch.waits, "what it was at the start is told")
+        db("ALTER TABLE t ADD y int")
+        wait_until(lambda: len(connector.schemas("t")) == 2, "its look")
+    assert connector.schemas("t")[1]["changed"] == ["added column y integer"]
+
+
 def test_a_look_that_a_chunk_found_is_not_told_after_a_newer_one(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """An ALTER that waited for the chunk's lock, and a row, come between the chunk's end and its watermark."""
     _make(db, "t")
